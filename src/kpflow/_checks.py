@@ -1,0 +1,67 @@
+"""Checks of user input: every message names the argument, what was expected, what came, and the remedy."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+__all__ = ["check_finite", "check_generator", "check_one_of", "check_positive", "check_tensor"]
+
+
+def check_tensor(name: str, value: Any) -> Tensor:
+    """Return `value` if it is a floating-point tensor; otherwise say what it is and how to make one."""
+    if not isinstance(value, Tensor):
+        raise TypeError(
+            f"`{name}` must be a torch.Tensor; got {type(value).__name__}. Convert it with torch.as_tensor({name})."
+        )
+    if not value.dtype.is_floating_point:
+        raise TypeError(
+            f"`{name}` must hold floating-point numbers; got {value.dtype}. Convert it with {name}.to(torch.float32)."
+        )
+    return value
+
+
+def check_finite(name: str, value: Tensor, axes: Sequence[str] | None = None, remedy: str = "") -> None:
+    """Raise if `value` holds NaN or inf, and say where the first one is, in the words of `axes`."""
+    finite = torch.isfinite(value)
+    if bool(finite.all()):
+        return
+    first = (~finite).nonzero()[0].tolist()
+    letters = axes if axes is not None and len(axes) == len(first) else [f"axis {i}" for i in range(len(first))]
+    where = ", ".join(f"{axis} {index}" for axis, index in zip(letters, first, strict=True)) or "its only entry"
+    count = int((~finite).sum())
+    kind = "NaN" if bool(torch.isnan(value[tuple(first)])) else "inf"
+    message = f"`{name}` must be finite; got {kind} at {where} ({count} of {value.numel()} entries are not finite)."
+    raise ValueError(f"{message} {remedy}".rstrip())
+
+
+def check_positive(name: str, value: Any, *, integer: bool = False) -> None:
+    """Raise unless `value` is a positive number (a whole one if `integer`)."""
+    kind = "a positive whole number" if integer else "a positive number"
+    right_type = isinstance(value, int if integer else (int, float)) and not isinstance(value, bool)
+    if not right_type or not value > 0:
+        raise ValueError(f"`{name}` must be {kind}; got {value!r}.")
+
+
+def check_one_of(name: str, value: Any, choices: Sequence[str]) -> None:
+    """Raise unless `value` is one of `choices`, which the message lists."""
+    if value not in choices:
+        raise ValueError(f"`{name}` must be one of {', '.join(map(repr, choices))}; got {value!r}.")
+
+
+def check_generator(name: str, generator: torch.Generator | None, device: torch.device) -> torch.Generator:
+    """Return `generator`, or a fresh one seeded with 0, on `device`: the global generator is never used."""
+    if generator is None:
+        return torch.Generator(device=device).manual_seed(0)
+    if not isinstance(generator, torch.Generator):
+        raise TypeError(
+            f"`{name}` must be a torch.Generator or None; got {type(generator).__name__}. "
+            f"Make one with torch.Generator().manual_seed(0)."
+        )
+    if torch.device(generator.device).type != device.type:
+        raise ValueError(
+            f"`{name}` must live on {device.type}; got {generator.device}. "
+            f"Make it with torch.Generator(device={device.type!r})."
+        )
+    return generator

@@ -1,0 +1,343 @@
+"""Operator, the abstract linear map between two spaces, and its closed algebra: adjoint, product, sum, multiple."""
+
+import abc
+import dataclasses
+import math
+from numbers import Real
+from typing import final
+
+from torch import Tensor
+
+from kpflow.spaces import Space
+
+__all__ = ["Adjoint", "Composed", "Gramian", "Operator", "Scaled", "Sum"]
+
+
+class Operator(abc.ABC):
+    """A linear map A from `in_space` to `out_space`, known by its products with blocks of vectors.
+
+    A subclass gives the two spaces, `symmetric`, and the products `_apply` and `_apply_adjoint` on blocks
+    `[probes, *shape]`; it is final and overrides nothing else. Operators make operators by `.T`, `@`, `+`, `-`,
+    `* scalar` and `/ scalar`.
+
+    Example:
+        >>> import torch
+        >>> A = Dense(torch.tensor([[1.0, 2.0], [0.0, 1.0]]))
+        >>> A(torch.tensor([1.0, 1.0])), (A.T @ A)(torch.eye(2))
+        (tensor([3., 1.]), tensor([[1., 2.],
+                [2., 5.]]))
+    """
+
+    @property
+    @abc.abstractmethod
+    def in_space(self) -> Space:
+        """The space of the vectors that the operator takes."""
+
+    @property
+    @abc.abstractmethod
+    def out_space(self) -> Space:
+        """The space of the vectors that the operator gives."""
+
+    @property
+    @abc.abstractmethod
+    def symmetric(self) -> bool:
+        """Whether A = Aᵀ is known from how the operator was made."""
+
+    @abc.abstractmethod
+    def _apply(self, vector: Tensor) -> Tensor:
+        """A v for a block `[probes, *in_shape]`."""
+
+    @abc.abstractmethod
+    def _apply_adjoint(self, vector: Tensor) -> Tensor:
+        """Aᵀ v for a block `[probes, *out_shape]`."""
+
+    @property
+    def in_shape(self) -> tuple[int, ...]:
+        """Shape of one vector that the operator takes."""
+        return self.in_space.shape
+
+    @property
+    def out_shape(self) -> tuple[int, ...]:
+        """Shape of one vector that the operator gives."""
+        return self.out_space.shape
+
+    @property
+    def T(self) -> "Operator":
+        """The adjoint Aᵀ."""
+        return _adjoint(self)
+
+    @final
+    def __call__(self, vector: Tensor) -> Tensor:
+        """A v for `vector [*, *in_shape]` with any number of leading probe axes, done as one block.
+
+        Raises:
+            TypeError: `vector` is no tensor or has another dtype than `in_space`.
+            ValueError: `vector` has another shape or device than `in_space`.
+        """
+        space = self.in_space
+        space.check("vector", vector)
+        probes = vector.shape[: vector.ndim - space.ndim]
+        result = self._apply(vector.reshape(math.prod(probes), *space.shape))
+        return result.reshape(*probes, *self.out_shape)
+
+    def __matmul__(self, other: "Operator") -> "Operator":
+        if not isinstance(other, Operator):
+            return NotImplemented
+        return Composed((*_factors(self), *_factors(other)))
+
+    def __add__(self, other: "Operator") -> "Operator":
+        if not isinstance(other, Operator):
+            return NotImplemented
+        return Sum((*_terms(self), *_terms(other)))
+
+    def __sub__(self, other: "Operator") -> "Operator":
+        if not isinstance(other, Operator):
+            return NotImplemented
+        return self + (-other)
+
+    def __neg__(self) -> "Operator":
+        return -1.0 * self
+
+    def __mul__(self, scale: float) -> "Operator":
+        if isinstance(scale, bool) or not isinstance(scale, Real):
+            return NotImplemented
+        match self:
+            case Scaled():
+                return Scaled(float(scale) * self.scale, self.base)
+            case _:
+                return Scaled(float(scale), self)
+
+    def __rmul__(self, scale: float) -> "Operator":
+        return self * scale
+
+    def __truediv__(self, scale: float) -> "Operator":
+        if isinstance(scale, bool) or not isinstance(scale, Real):
+            return NotImplemented
+        return self * (1.0 / float(scale))
+
+    def __repr__(self) -> str:
+        return f"{_formula(self)}: {self.in_space} → {self.out_space}"
+
+
+class Gramian(Operator):
+    """A symmetric operator A = F Fᵀ, or A = F M Fᵀ with a symmetric metric M in the middle.
+
+    Knowing F, estimators need only one side: ‖Fᵀ g‖² has expectation tr A for white noise g.
+    """
+
+    @property
+    @abc.abstractmethod
+    def jacobian(self) -> Operator:
+        """F."""
+
+    @property
+    @abc.abstractmethod
+    def metric(self) -> Operator | None:
+        """M, or None for the identity."""
+
+    @property
+    def in_space(self) -> Space:
+        return self.jacobian.out_space
+
+    @property
+    def out_space(self) -> Space:
+        return self.jacobian.out_space
+
+    @property
+    def symmetric(self) -> bool:
+        return True
+
+    def _apply(self, vector: Tensor) -> Tensor:
+        inner = self.jacobian._apply_adjoint(vector)
+        return self.jacobian._apply(inner if self.metric is None else self.metric._apply(inner))
+
+    def _apply_adjoint(self, vector: Tensor) -> Tensor:
+        return self._apply(vector)
+
+
+@final
+@dataclasses.dataclass(frozen=True, eq=False, repr=False)
+class Adjoint(Operator):
+    """Aᵀ of an operator A that has no closed form for it."""
+
+    base: Operator
+
+    @property
+    def in_space(self) -> Space:
+        return self.base.out_space
+
+    @property
+    def out_space(self) -> Space:
+        return self.base.in_space
+
+    @property
+    def symmetric(self) -> bool:
+        return self.base.symmetric
+
+    def _apply(self, vector: Tensor) -> Tensor:
+        return self.base._apply_adjoint(vector)
+
+    def _apply_adjoint(self, vector: Tensor) -> Tensor:
+        return self.base._apply(vector)
+
+
+@final
+@dataclasses.dataclass(frozen=True, eq=False, repr=False)
+class Composed(Operator):
+    """The product A₁ A₂ … Aₙ of operators, applied from the right; chains are flat."""
+
+    factors: tuple[Operator, ...]
+
+    def __post_init__(self) -> None:
+        for left, right in zip(self.factors, self.factors[1:], strict=False):
+            _check_same(left.in_space, right.out_space, f"{_formula(left)} @ {_formula(right)}", "the left one takes")
+
+    @property
+    def in_space(self) -> Space:
+        return self.factors[-1].in_space
+
+    @property
+    def out_space(self) -> Space:
+        return self.factors[0].out_space
+
+    @property
+    def symmetric(self) -> bool:
+        half = (len(self.factors) + 1) // 2
+        pairs = zip(self.factors[:half], reversed(self.factors), strict=False)
+        return all(_are_adjoint(left, right) for left, right in pairs)
+
+    def _apply(self, vector: Tensor) -> Tensor:
+        for factor in reversed(self.factors):
+            vector = factor._apply(vector)
+        return vector
+
+    def _apply_adjoint(self, vector: Tensor) -> Tensor:
+        for factor in self.factors:
+            vector = factor._apply_adjoint(vector)
+        return vector
+
+
+@final
+@dataclasses.dataclass(frozen=True, eq=False, repr=False)
+class Sum(Operator):
+    """The sum A₁ + … + Aₙ of operators between the same spaces."""
+
+    terms: tuple[Operator, ...]
+
+    def __post_init__(self) -> None:
+        first = self.terms[0]
+        for term in self.terms[1:]:
+            formula = f"{_formula(first)} + {_formula(term)}"
+            _check_same(first.in_space, term.in_space, formula, "the first one takes")
+            _check_same(first.out_space, term.out_space, formula, "the first one gives")
+
+    @property
+    def in_space(self) -> Space:
+        return self.terms[0].in_space
+
+    @property
+    def out_space(self) -> Space:
+        return self.terms[0].out_space
+
+    @property
+    def symmetric(self) -> bool:
+        return all(term.symmetric for term in self.terms)
+
+    def _apply(self, vector: Tensor) -> Tensor:
+        result = self.terms[0]._apply(vector)
+        for term in self.terms[1:]:
+            result = result + term._apply(vector)
+        return result
+
+    def _apply_adjoint(self, vector: Tensor) -> Tensor:
+        result = self.terms[0]._apply_adjoint(vector)
+        for term in self.terms[1:]:
+            result = result + term._apply_adjoint(vector)
+        return result
+
+
+@final
+@dataclasses.dataclass(frozen=True, eq=False, repr=False)
+class Scaled(Operator):
+    """The multiple c A of an operator by a real number."""
+
+    scale: float
+    base: Operator
+
+    @property
+    def in_space(self) -> Space:
+        return self.base.in_space
+
+    @property
+    def out_space(self) -> Space:
+        return self.base.out_space
+
+    @property
+    def symmetric(self) -> bool:
+        return self.base.symmetric
+
+    def _apply(self, vector: Tensor) -> Tensor:
+        return self.scale * self.base._apply(vector)
+
+    def _apply_adjoint(self, vector: Tensor) -> Tensor:
+        return self.scale * self.base._apply_adjoint(vector)
+
+
+def _adjoint(operator: Operator) -> Operator:
+    """Aᵀ in closed form: (AB)ᵀ = BᵀAᵀ, (A+B)ᵀ = Aᵀ+Bᵀ, (cA)ᵀ = cAᵀ, Aᵀᵀ = A."""
+    match operator:
+        case _ if operator.symmetric:
+            return operator
+        case Adjoint():
+            return operator.base
+        case Composed():
+            return Composed(tuple(factor.T for factor in reversed(operator.factors)))
+        case Sum():
+            return Sum(tuple(term.T for term in operator.terms))
+        case Scaled():
+            return Scaled(operator.scale, operator.base.T)
+        case _:
+            return Adjoint(operator)
+
+
+def _are_adjoint(left: Operator, right: Operator) -> bool:
+    """Whether left = rightᵀ is known from how the two were made."""
+    match left, right:
+        case Adjoint(), _:
+            return left.base is right
+        case _, Adjoint():
+            return right.base is left
+        case _:
+            return left is right and left.symmetric
+
+
+def _factors(operator: Operator) -> tuple[Operator, ...]:
+    return operator.factors if isinstance(operator, Composed) else (operator,)
+
+
+def _terms(operator: Operator) -> tuple[Operator, ...]:
+    return operator.terms if isinstance(operator, Sum) else (operator,)
+
+
+def _formula(operator: Operator) -> str:
+    """The operator as a formula of the names of its parts."""
+    match operator:
+        case Adjoint():
+            return f"{_formula(operator.base)}.T"
+        case Composed():
+            return " @ ".join(_in_brackets(factor, Sum) for factor in operator.factors)
+        case Sum():
+            return " + ".join(_formula(term) for term in operator.terms)
+        case Scaled():
+            return f"{operator.scale:g} * {_in_brackets(operator.base, Sum)}"
+        case _:
+            return type(operator).__name__
+
+
+def _in_brackets(operator: Operator, kind: type[Operator]) -> str:
+    return f"({_formula(operator)})" if isinstance(operator, kind) else _formula(operator)
+
+
+def _check_same(expected: Space, got: Space, formula: str, role: str) -> None:
+    if not expected.same_vectors(got):
+        raise ValueError(f"The spaces of `{formula}` do not match: {role} {expected}, the other has {got}.")

@@ -1,0 +1,116 @@
+"""Linearisation: the recorded states of a model, and the linear maps around them."""
+
+import abc
+import dataclasses
+from typing import final
+
+from jaxtyping import Float
+from torch import Tensor
+
+from kpflow.spaces import Space
+
+__all__ = ["Linearisation", "Readout", "Site"]
+
+
+@final
+@dataclasses.dataclass(frozen=True, eq=False)
+class Site:
+    """A weight site: where a weight acts, and on what.
+
+    A weight matrix W (and its bias, a column more) turns the features m into the gates a = W m, and the gates move the
+    state at once: dS[b, t, rows] = Σ_g slope[b, t, r, g, :] ∘ da[b, t, g, :]. Its part of K is therefore
+    D (M Mᵀ ⊗ I) Dᵀ, with M the features as a `[B·T, F]` matrix and D the slopes.
+
+    Args:
+        features: M, what the weight sees, shape `[B, T, F]`.
+        slope: D, shape `[B, T, R, G, H]` for a weight with G gates of H units that move R blocks of H state entries.
+        offset: Where the R·H state entries start on the unit axis.
+        parameters: Names of the parameters of the site: one column of features each, or the whole weight matrix.
+    """
+
+    features: Float[Tensor, "B T F"]
+    slope: Float[Tensor, "B T R G H"]
+    offset: int
+    parameters: tuple[str, ...]
+
+
+class Readout(abc.ABC):
+    """The map y = g(S, θ) from states and parameters to the model's outputs, linearised."""
+
+    outputs: Float[Tensor, "..."]
+    """y, as the model gives it with the batch first."""
+
+    space: Space
+    """The space of y."""
+
+    @abc.abstractmethod
+    def state_jvp(self, state: Tensor) -> Tensor:
+        """∂g/∂S · state, blocks `[S, *state shape]` to `[S, *output shape]`."""
+
+    @abc.abstractmethod
+    def state_vjp(self, output: Tensor) -> Tensor:
+        """(∂g/∂S)ᵀ · output."""
+
+    @abc.abstractmethod
+    def parameter_jvp(self, parameter: Tensor) -> Tensor:
+        """∂g/∂θ · parameter, blocks `[S, P]` to `[S, *output shape]`: the read-out's own parameters."""
+
+    @abc.abstractmethod
+    def parameter_vjp(self, output: Tensor) -> Tensor:
+        """(∂g/∂θ)ᵀ · output."""
+
+
+class Linearisation(abc.ABC):
+    """The state equation S = F(S, x, θ) of a model at its recorded states, linearised.
+
+    With L = ∂F/∂S and J = ∂F/∂θ (S on the right held fixed), P = (I − L)⁻¹ and dS = P J dθ. Every method takes a block
+    of probes `[S, *shape]` and does them together.
+    """
+
+    states: Tensor
+    """The recorded states; `[B, T, H]` on the recurrent route."""
+
+    space: Space
+    """The space of the states."""
+
+    parameters: Space
+    """The space of the trainable parameters, by name on one flat axis."""
+
+    readout: Readout | None
+    """The map from states to the model's outputs, if the model has one."""
+
+    @abc.abstractmethod
+    def propagate(self, state: Tensor) -> Tensor:
+        """P q."""
+
+    @abc.abstractmethod
+    def propagate_adjoint(self, state: Tensor) -> Tensor:
+        """Pᵀ q: back-propagation of q through the states."""
+
+    @abc.abstractmethod
+    def residual(self, state: Tensor) -> Tensor:
+        """P⁻¹ q = q − ∂F/∂S q."""
+
+    @abc.abstractmethod
+    def residual_adjoint(self, state: Tensor) -> Tensor:
+        """P⁻ᵀ q."""
+
+    @abc.abstractmethod
+    def parameter_jvp(self, parameter: Tensor) -> Tensor:
+        """J v, blocks `[S, P]` to `[S, *state shape]`."""
+
+    @abc.abstractmethod
+    def parameter_vjp(self, state: Tensor) -> Tensor:
+        """Jᵀ q, blocks `[S, *state shape]` to `[S, P]`."""
+
+    @abc.abstractmethod
+    def state_jvp(self, parameter: Tensor) -> Tensor:
+        """dS/dθ v = P J v, fused."""
+
+    @abc.abstractmethod
+    def state_vjp(self, state: Tensor) -> Tensor:
+        """(dS/dθ)ᵀ q = Jᵀ Pᵀ q, fused."""
+
+    @abc.abstractmethod
+    def sites(self) -> dict[str, Site]:
+        """The weight sites by name; empty where a step is known by autodiff only."""
