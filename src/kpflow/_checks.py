@@ -1,12 +1,13 @@
 """Checks of user input: every message names the argument, what was expected, what came, and the remedy."""
 
+import math
 from collections.abc import Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 
-__all__ = ["check_finite", "check_generator", "check_one_of", "check_positive", "check_tensor"]
+__all__ = ["check_finite", "check_generator", "check_one_of", "check_positive", "check_range", "check_tensor"]
 
 
 def check_tensor(name: str, value: Any) -> Tensor:
@@ -42,6 +43,15 @@ def check_positive(name: str, value: Any, *, integer: bool = False) -> None:
     right_type = isinstance(value, int if integer else (int, float)) and not isinstance(value, bool)
     if not right_type or not value > 0:
         raise ValueError(f"`{name}` must be {kind}; got {value!r}.")
+
+
+def check_range(name: str, value: Any, low: float, high: float = math.inf, *, integer: bool = False) -> None:
+    """Raise unless `value` is a number (a whole one if `integer`) in [low, high]."""
+    kind = "a whole number" if integer else "a number"
+    limits = f"at least {low:g}" if high == math.inf else f"between {low:g} and {high:g}"
+    right_type = isinstance(value, int if integer else (int, float)) and not isinstance(value, bool)
+    if not right_type or not low <= value <= high or value == math.inf:
+        raise ValueError(f"`{name}` must be {kind} {limits}; got {value!r}.")
 
 
 def check_one_of(name: str, value: Any, choices: Sequence[str]) -> None:
