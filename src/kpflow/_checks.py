@@ -45,7 +45,9 @@ def check_positive(name: str, value: Any, *, integer: bool = False) -> None:
         raise ValueError(f"`{name}` must be {kind}; got {value!r}.")
 
 
-def check_range(name: str, value: Any, low: float, high: float = math.inf, *, integer: bool = False) -> None:
+def check_range(
+    name: str, value: Any, low: int | float, high: int | float = math.inf, *, integer: bool = False
+) -> None:
     """Raise unless `value` is a number (a whole one if `integer`) in [low, high]."""
     kind = "a whole number" if integer else "a number"
     limits = f"at least {low:g}" if high == math.inf else f"between {low:g} and {high:g}"

@@ -1,0 +1,332 @@
+"""MemoryPro, MemoryAnti, DelayPro, DelayAnti: see a direction, wait, and answer when the fixation goes off."""
+
+import dataclasses
+import math
+from collections.abc import Mapping
+from typing import Any, ClassVar, TypeVar, final
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from kpflow._checks import check_one_of, check_positive, check_range
+
+from .base import Task, need_condition, noise_per_step
+from .timing import consecutive, draw_durations, piecewise, to_steps
+from .trials import Trials
+
+__all__ = ["DelayAnti", "DelayPro", "DelayedResponse", "MemoryAnti", "MemoryPro"]
+
+TOLERANCE = math.pi / 10
+"""Error of the angle below which an answer is right."""
+
+# Durations of the epochs in ms, (low, high) and those of the grid: Driscoll et al. (2024), code names delaygo, fdgo.
+MEMORY_RANGES = ((300.0, 700.0), (200.0, 1600.0), (200.0, 1600.0), (300.0, 700.0))
+MEMORY_GRID = (500.0, 500.0, 1000.0, 500.0)
+DELAY_RANGES = ((300.0, 700.0), (200.0, 1500.0), (300.0, 700.0))
+DELAY_GRID = (500.0, 1000.0, 500.0)
+
+DRISCOLL: Mapping[str, Any] = {
+    "timing": "driscoll",
+    "dt": 20.0,
+    "tau": 100.0,
+    "order": "sin_cos",
+    "fixation_target": 0.8,
+    "weighting": "driscoll",
+}
+STEP_FIELDS = ("context", "stimulus", "memory", "response")
+
+AnyDelayedResponse = TypeVar("AnyDelayedResponse", bound="DelayedResponse")
+
+
+@dataclasses.dataclass(frozen=True)
+class DelayedResponse(Task):
+    """The parameters and definitions that the four tasks share; use one of the four.
+
+    Inputs are (fixation, cos θ, sin θ), and so are outputs. The fixation input is 1 until the response begins and 0 in
+    it. The direction is shown with amplitude 1 in the stimulus epoch, and in Delay tasks from then to the end. The
+    target of the fixation output is `fixation_target` until the response and 0 in it; that of the direction is 0
+    until the response and then (cos θ, sin θ) in Pro tasks, (−cos θ, −sin θ), the angle θ + π, in Anti tasks.
+
+    The epochs are context, stimulus, memory, response; Delay tasks have no memory epoch, since their stimulus lasts
+    until the response. The condition is `angle`, θ in radians, drawn from U[0, 2π), or θ_b = 2π b/B on the grid.
+
+    Trials are scored at their last step: ŷ_fixation ≤ 1/2 and the angle of the direction output within π/10 of the
+    target's. (The angle itself, not its cosine: |Δ cos| < π/10 accepts the mirror image of the right answer.) A
+    direction output of 0 has no angle and counts as wrong by π. `score` returns `accuracy`, the fraction of right
+    trials; `released`, the fraction with ŷ_fixation ≤ 1/2; and `angular_error`, the mean error in radians.
+
+    Args:
+        context: Steps before the stimulus, with `timing="fixed"`.
+        stimulus: Steps of the stimulus, with `timing="fixed"`.
+        memory: Steps between the stimulus and the response, with `timing="fixed"`; in Delay tasks the stimulus is on
+            during these too.
+        response: Steps of the response, with `timing="fixed"`.
+        timing: "fixed", or "driscoll" for durations drawn per trial, in ms: context U(300, 700), stimulus
+            U(200, 1600), memory U(200, 1600), response U(300, 700) in Memory tasks; context U(300, 700), stimulus
+            U(200, 1500), response U(300, 700) in Delay tasks; on the grid 500, 500, 1000, 500 and 500, 1000, 500.
+        dt: Duration of a step, ms.
+        tau: Time constant τ that the noise is scaled for, ms.
+        sigma: σ; the noise per step is σ √(2 τ/dt), 0.141 by default.
+        grace: ms from the beginning of the response without weight in the loss.
+        order: "cos_sin" or "sin_cos", the order of the direction's two channels.
+        fixation_target: What the fixation output should be until the response.
+        weighting: "uniform" for weight 1 except in the grace period; "driscoll" for weight 1 before the response, 25
+            after the grace, each times 4 for the fixation output, and 0 also in the first `grace` ms of the trial.
+
+    Raises:
+        ValueError: A parameter is out of range; steps are given for timings that are drawn; an epoch is shorter than a
+            step, or the response not longer than the grace.
+
+    Source: Driscoll, Shenoy & Sussillo (2024), tasks and "driscoll" options; Hazelden et al. (2025), arXiv 2507.06381,
+    for the fixed timing and the noise of the defaults. The squares of Driscoll's cost weights (1 and 5, fixation
+    twice) are the weights here.
+    """
+
+    stays: ClassVar[bool]
+    """Whether the stimulus stays on until the end."""
+    anti: ClassVar[bool]
+    """Whether the answer is the opposite direction."""
+
+    context: int = 0
+    stimulus: int = 30
+    memory: int = 30
+    response: int = 30
+    timing: str = "fixed"
+    dt: int | float = 20.0
+    tau: int | float = 20.0
+    sigma: int | float = 0.1
+    grace: int | float = 100.0
+    order: str = "cos_sin"
+    fixation_target: int | float = 1.0
+    weighting: str = "uniform"
+
+    @final
+    @classmethod
+    def driscoll(cls: type[AnyDelayedResponse], **parameters: Any) -> AnyDelayedResponse:
+        """The task as Driscoll et al. (2024) set it, for one modality and without rule inputs.
+
+        That is timings, weights, order "sin_cos", fixation target 0.8, dt 20 ms, τ 100 ms; `parameters` change it.
+        """
+        return cls(**{**DRISCOLL, **parameters})
+
+    def __post_init__(self) -> None:
+        check_one_of("timing", self.timing, ("fixed", "driscoll"))
+        check_one_of("order", self.order, ("cos_sin", "sin_cos"))
+        check_one_of("weighting", self.weighting, ("uniform", "driscoll"))
+        check_positive("dt", self.dt)
+        check_positive("tau", self.tau)
+        check_range("sigma", self.sigma, 0)
+        check_range("grace", self.grace, 0)
+        check_range("fixation_target", self.fixation_target, 0, 1)
+        for name in STEP_FIELDS:
+            check_range(name, getattr(self, name), 1 if name in ("stimulus", "response") else 0, integer=True)
+        _check_durations(self)
+
+    @property
+    def input_labels(self) -> tuple[str, ...]:
+        return ("fixation", *self.order.split("_"))
+
+    @property
+    def output_labels(self) -> tuple[str, ...]:
+        return ("fixation", *self.order.split("_"))
+
+    @property
+    def epoch_names(self) -> tuple[str, ...]:
+        return ("context", "stimulus", "response") if self.stays else ("context", "stimulus", "memory", "response")
+
+    @property
+    def condition_names(self) -> tuple[str, ...]:
+        return ("angle",)
+
+    @property
+    def noise_std(self) -> float:
+        return noise_per_step(self.sigma, self.dt, self.tau)
+
+    def _draw(self, B: int, generator: torch.Generator | None, shared_timing: bool) -> Trials:
+        epochs = consecutive(self.epoch_names, self._durations(B, generator, shared_timing))
+        length = epochs["response"][1].clone()
+        angle = _angles(B, generator)
+        T = int(length.max())
+        zeros = torch.zeros_like(angle)
+        shown = {name: self._static_inputs(name, {"angle": angle}, zeros) for name in self.epoch_names}
+        inputs = piecewise(epochs, shown, T)  # [B, T, 3]
+        return Trials(
+            inputs=inputs,
+            inputs_clean=inputs.clone(),
+            targets=piecewise(epochs, {name: self._answer(name, angle) for name in self.epoch_names}, T),
+            mask=self._weights(epochs, T),
+            length=length,
+            epochs=epochs,
+            conditions={"angle": angle},
+            dt=self.dt,
+            tau=self.tau,
+            input_labels=self.input_labels,
+            output_labels=self.output_labels,
+        )
+
+    def _static_inputs(self, epoch: str, conditions: Mapping[str, Tensor], zeros: Tensor) -> Tensor:
+        fixation = zeros if epoch == "response" else zeros + 1
+        if epoch == "stimulus" or (epoch == "response" and self.stays):
+            direction = self._direction(need_condition(conditions, "angle", epoch))
+        else:
+            direction = (zeros, zeros)
+        return torch.stack((fixation, *direction), dim=-1)
+
+    def _score(self, outputs: Tensor, trials: Trials) -> dict[str, float]:
+        last = outputs[torch.arange(trials.num_trials, device=outputs.device), trials.length - 1].double()  # [B, 3]
+        released = last[:, 0] <= 0.5
+        error = self._angular_error(last[:, 1:], trials.conditions["angle"].double())
+        return {
+            "accuracy": float((released & (error < TOLERANCE)).double().mean()),
+            "released": float(released.double().mean()),
+            "angular_error": float(error.mean()),
+        }
+
+    def _angular_error(self, direction: Float[Tensor, "B 2"], angle: Float[Tensor, " B"]) -> Float[Tensor, " B"]:
+        """Distance of the angle of `direction` from the right answer to `angle`, in [0, π]; π if it has none."""
+        cos, sin = direction.unbind(dim=-1) if self.order == "cos_sin" else direction.flip(-1).unbind(dim=-1)
+        difference = torch.atan2(sin, cos) - angle - (math.pi if self.anti else 0.0)
+        wrapped = torch.atan2(difference.sin(), difference.cos()).abs()
+        return torch.where((cos == 0) & (sin == 0), math.pi, wrapped)
+
+    def _direction(self, angle: Tensor) -> tuple[Tensor, Tensor]:
+        """The two channels of `angle`, in the task's order."""
+        cos, sin = angle.cos(), angle.sin()
+        return (cos, sin) if self.order == "cos_sin" else (sin, cos)
+
+    def _answer(self, epoch: str, angle: Float[Tensor, " B"]) -> Float[Tensor, "B 3"]:
+        """What the outputs should be in `epoch`."""
+        zeros = torch.zeros_like(angle)
+        if epoch != "response":
+            return torch.stack((zeros + self.fixation_target, zeros, zeros), dim=-1)
+        sign = -1.0 if self.anti else 1.0  # cos(θ + π) = −cos θ, sin(θ + π) = −sin θ
+        first, second = self._direction(angle)
+        return torch.stack((zeros, sign * first, sign * second), dim=-1)
+
+    def _durations(self, B: int, generator: torch.Generator | None, shared: bool) -> Int[Tensor, "B E"]:
+        """Steps of every epoch of every trial."""
+        if self.timing == "driscoll" and generator is not None:
+            return draw_durations(DELAY_RANGES if self.stays else MEMORY_RANGES, B, self.dt, generator, shared)
+        if self.timing == "driscoll":
+            steps = [to_steps(duration, self.dt) for duration in (DELAY_GRID if self.stays else MEMORY_GRID)]
+        elif self.stays:
+            steps = [self.context, self.stimulus + self.memory, self.response]
+        else:
+            steps = [self.context, self.stimulus, self.memory, self.response]
+        return torch.tensor(steps).expand(B, len(steps)).clone()
+
+    def _weights(self, epochs: Mapping[str, tuple[Tensor, Tensor]], T: int) -> Float[Tensor, "B T 3"]:
+        """The mask; 0 in the grace period and in the padding."""
+        step = torch.arange(T)
+        go, end = (times[:, None] for times in epochs["response"])
+        grace = to_steps(self.grace, self.dt)
+        before, after = (step < go).double(), ((go + grace <= step) & (step < end)).double()  # [B, T] each
+        if self.weighting == "uniform":
+            return (before + after)[:, :, None].repeat(1, 1, 3)
+        weight = before * (step >= grace) + 25 * after
+        return torch.stack((4 * weight, weight, weight), dim=-1)
+
+
+@final
+@dataclasses.dataclass(frozen=True)
+class MemoryPro(DelayedResponse):
+    """Remember a direction θ seen for a while, and answer θ when the fixation goes off.
+
+    Parameters: DelayedResponse. By default stimulus, memory and response last 30 steps each, T = 90.
+
+    Example:
+        >>> task = MemoryPro(stimulus=2, memory=2, response=2, grace=0.0)
+        >>> trials = task.sample(4, mode="grid", noise=False)
+        >>> trials.inputs[1].round().int().tolist()
+        [[1, 0, 1], [1, 0, 1], [1, 0, 0], [1, 0, 0], [0, 0, 0], [0, 0, 0]]
+        >>> trials.targets[1].round().int().tolist()
+        [[1, 0, 0], [1, 0, 0], [1, 0, 0], [1, 0, 0], [0, 0, 1], [0, 0, 1]]
+        >>> MemoryPro.driscoll().sample(3, mode="grid").length
+        tensor([125, 125, 125])
+    """
+
+    name: ClassVar[str] = "memory_pro"
+    stays: ClassVar[bool] = False
+    anti: ClassVar[bool] = False
+
+
+@final
+@dataclasses.dataclass(frozen=True)
+class MemoryAnti(DelayedResponse):
+    """Remember a direction θ seen for a while, and answer θ + π when the fixation goes off.
+
+    Parameters: DelayedResponse.
+
+    Example:
+        >>> trials = MemoryAnti().sample(4, mode="grid", noise=False)
+        >>> trials.inputs[1, 0].round().int().tolist(), trials.targets[1, -1].round().int().tolist()
+        ([1, 0, 1], [0, 0, -1])
+    """
+
+    name: ClassVar[str] = "memory_anti"
+    stays: ClassVar[bool] = False
+    anti: ClassVar[bool] = True
+
+
+@final
+@dataclasses.dataclass(frozen=True)
+class DelayPro(DelayedResponse):
+    """See a direction θ that stays on, and answer θ when the fixation goes off.
+
+    Parameters: DelayedResponse.
+
+    Example:
+        >>> trials = DelayPro().sample(4, mode="grid", noise=False)
+        >>> trials.inputs[1, -1].round().int().tolist(), trials.targets[1, -1].round().int().tolist()
+        ([0, 0, 1], [0, 0, 1])
+    """
+
+    name: ClassVar[str] = "delay_pro"
+    stays: ClassVar[bool] = True
+    anti: ClassVar[bool] = False
+
+
+@final
+@dataclasses.dataclass(frozen=True)
+class DelayAnti(DelayedResponse):
+    """See a direction θ that stays on, and answer θ + π when the fixation goes off.
+
+    Parameters: DelayedResponse.
+
+    Example:
+        >>> trials = DelayAnti().sample(4, mode="grid", noise=False)
+        >>> trials.inputs[1, -1].round().int().tolist(), trials.targets[1, -1].round().int().tolist()
+        ([0, 0, 1], [0, 0, -1])
+    """
+
+    name: ClassVar[str] = "delay_anti"
+    stays: ClassVar[bool] = True
+    anti: ClassVar[bool] = True
+
+
+def _angles(B: int, generator: torch.Generator | None) -> Float[Tensor, " B"]:
+    """U[0, 2π), or the grid 2π b/B."""
+    if generator is None:
+        return 2 * math.pi * torch.arange(B, dtype=torch.float64) / B
+    return 2 * math.pi * torch.rand(B, generator=generator, dtype=torch.float64)
+
+
+def _check_durations(task: DelayedResponse) -> None:
+    """Steps are given only where they are used, every epoch has a step, and the response outlasts the grace."""
+    if task.timing == "fixed":
+        response = task.response
+    else:
+        given = [field.name for field in dataclasses.fields(task) if field.name in STEP_FIELDS]
+        given = [name for name in given if getattr(task, name) != getattr(DelayedResponse, name)]
+        if given:
+            raise ValueError(f"`{given[0]}` is for timing='fixed'; with timing='driscoll' durations are drawn in ms.")
+        shortest = min(low for low, _ in (DELAY_RANGES if task.stays else MEMORY_RANGES))
+        if to_steps(shortest, task.dt) < 1:
+            raise ValueError(f"`dt` must be at most {shortest:g} ms with timing='driscoll'; got {task.dt:g}.")
+        response = to_steps(300.0, task.dt)
+    if to_steps(task.grace, task.dt) >= response:
+        raise ValueError(
+            f"`grace` must be shorter than the response; got {task.grace:g} ms = {to_steps(task.grace, task.dt)} "
+            f"steps for {response} steps of response. Pass grace=0.0, or a longer response."
+        )
