@@ -29,6 +29,8 @@ class Part:
             raise ValueError(f"`axes` must name every axis of `shape`; got axes {self.axes} for shape {self.shape}.")
         if len(set(self.axes)) != len(self.axes):
             raise ValueError(f"`axes` must differ from each other; got {self.axes}.")
+        if any(size < 0 for size in self.shape):
+            raise ValueError(f"`shape` must hold no negative size; got {self.shape}.")
 
     @property
     def size(self) -> int:
@@ -46,12 +48,13 @@ class Space:
 
     Args:
         parts: The named tensors of the space.
-        dtype: Of every vector of the space.
-        device: Of every vector of the space.
+        dtype: Of every vector of the space, floating-point.
+        device: Of every vector of the space; "cuda" is resolved to the current card.
         flat: None for a space of one part with a tensor shape, else the name of the one flat axis.
 
     Raises:
-        ValueError: No part, several parts without a flat axis, or two parts of one name.
+        ValueError: No part, several parts without a flat axis, two parts of one name, or a negative size.
+        TypeError: `dtype` is not a floating-point one.
 
     Example:
         >>> states = Space.of((2, 3, 4), ("trial", "time", "unit"))
@@ -73,6 +76,10 @@ class Space:
         names = [part.name for part in self.parts]
         if len(set(names)) != len(names):
             raise ValueError(f"The parts of a space must have different names; got {names}.")
+        if not self.dtype.is_floating_point:
+            raise TypeError(f"`dtype` must be a floating-point one; got {self.dtype}.")
+        if self.device.type != "cpu":  # "cuda" is not equal to the "cuda:0" of a tensor made there, so ask a tensor
+            object.__setattr__(self, "device", torch.empty(0, device=self.device).device)
 
     @staticmethod
     def of(
@@ -144,8 +151,15 @@ class Space:
         if set(tensors) != {part.name for part in self.parts}:
             raise ValueError(f"`tensors` must hold the parts {[p.name for p in self.parts]}; got {list(tensors)}.")
         if self.flat is None:
-            return tensors[self.parts[0].name]
-        return torch.cat([_flatten(tensors[part.name], part) for part in self.parts], dim=-1)
+            vector = tensors[self.parts[0].name]
+        else:
+            pieces = [_flatten(tensors[part.name], part) for part in self.parts]
+            probes = {tuple(piece.shape[:-1]) for piece in pieces}
+            if len(probes) > 1:
+                raise ValueError(f"The parts must have the same probe axes; got {sorted(probes)}.")
+            vector = torch.cat(pieces, dim=-1)
+        self.check("tensors", vector)
+        return vector
 
     def check(self, name: str, vector: Tensor) -> None:
         """Raise unless `vector` is a tensor of this space, with any number of leading probe axes."""
@@ -178,5 +192,8 @@ class Space:
 
 def _flatten(tensor: Tensor, part: Part) -> Tensor:
     """`[*, *part.shape]` to `[*, part.size]`."""
-    leading = tensor.shape[: tensor.ndim - len(part.shape)]
-    return tensor.reshape(*leading, part.size)
+    probes = tensor.ndim - len(part.shape)
+    if probes < 0 or tuple(tensor.shape[probes:]) != part.shape:
+        shape = ", ".join(map(str, ("*", *part.shape)))
+        raise ValueError(f"The part `{part.name}` must have shape [{shape}]; got {tuple(tensor.shape)}.")
+    return tensor.reshape(*tensor.shape[:probes], part.size)

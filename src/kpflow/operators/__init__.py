@@ -1,18 +1,32 @@
 """Linear algebra without matrices: operators between spaces, and their closed algebra."""
 
+from .blocks import MAX_BLOCK_ENTRIES
+from .convert import from_scipy, to_dense, to_scipy
 from .core import Adjoint, Composed, Gramian, Operator, Scaled, Sum
+from .kronecker import BlockDiagonal, Kronecker
 from .leaves import Dense, Diagonal, Function, Identity, LowRank
+from .reduce import DEFAULT_PROBES, MAX_BASIS, PartialTrace, Restriction
 
 __all__ = [
+    "DEFAULT_PROBES",
+    "MAX_BASIS",
+    "MAX_BLOCK_ENTRIES",
     "Adjoint",
+    "BlockDiagonal",
     "Composed",
     "Dense",
     "Diagonal",
     "Function",
     "Gramian",
     "Identity",
+    "Kronecker",
     "LowRank",
     "Operator",
+    "PartialTrace",
+    "Restriction",
     "Scaled",
     "Sum",
+    "from_scipy",
+    "to_dense",
+    "to_scipy",
 ]

@@ -4,7 +4,7 @@ import abc
 import dataclasses
 import math
 from numbers import Real
-from typing import final
+from typing import Any, final
 
 from torch import Tensor
 
@@ -22,11 +22,14 @@ class Operator(abc.ABC):
 
     Example:
         >>> import torch
+        >>> from kpflow.operators import Dense
         >>> A = Dense(torch.tensor([[1.0, 2.0], [0.0, 1.0]]))
         >>> A(torch.tensor([1.0, 1.0])), (A.T @ A)(torch.eye(2))
         (tensor([3., 1.]), tensor([[1., 2.],
                 [2., 5.]]))
     """
+
+    __array_ufunc__ = None  # so that numpy scalars leave `scalar * operator` to us
 
     @property
     @abc.abstractmethod
@@ -76,44 +79,35 @@ class Operator(abc.ABC):
         """
         space = self.in_space
         space.check("vector", vector)
-        probes = vector.shape[: vector.ndim - space.ndim]
+        probes = vector.shape[: vector.ndim - space.ndim]  # [*probes, *in_shape]
         result = self._apply(vector.reshape(math.prod(probes), *space.shape))
         return result.reshape(*probes, *self.out_shape)
 
     def __matmul__(self, other: "Operator") -> "Operator":
-        if not isinstance(other, Operator):
-            return NotImplemented
-        return Composed((*_factors(self), *_factors(other)))
+        _check_operator("@", other)
+        (c, left), (d, right) = _unscaled(self), _unscaled(other)
+        return _multiple(c * d, Composed((*_factors(left), *_factors(right))))
 
     def __add__(self, other: "Operator") -> "Operator":
-        if not isinstance(other, Operator):
-            return NotImplemented
+        _check_operator("+", other)
         return Sum((*_terms(self), *_terms(other)))
 
     def __sub__(self, other: "Operator") -> "Operator":
-        if not isinstance(other, Operator):
-            return NotImplemented
-        return self + (-other)
+        _check_operator("-", other)
+        return Sum((*_terms(self), *(-term for term in _terms(other))))
 
     def __neg__(self) -> "Operator":
         return -1.0 * self
 
-    def __mul__(self, scale: float) -> "Operator":
-        if isinstance(scale, bool) or not isinstance(scale, Real):
-            return NotImplemented
-        match self:
-            case Scaled():
-                return Scaled(float(scale) * self.scale, self.base)
-            case _:
-                return Scaled(float(scale), self)
+    def __mul__(self, scale: Real | float) -> "Operator":
+        c, base = _unscaled(self)
+        return _multiple(_check_scale("*", scale) * c, base)
 
-    def __rmul__(self, scale: float) -> "Operator":
+    def __rmul__(self, scale: Real | float) -> "Operator":
         return self * scale
 
-    def __truediv__(self, scale: float) -> "Operator":
-        if isinstance(scale, bool) or not isinstance(scale, Real):
-            return NotImplemented
-        return self * (1.0 / float(scale))
+    def __truediv__(self, scale: Real | float) -> "Operator":
+        return self * (1.0 / _check_scale("/", scale))
 
     def __repr__(self) -> str:
         return f"{_formula(self)}: {self.in_space} → {self.out_space}"
@@ -189,6 +183,8 @@ class Composed(Operator):
     factors: tuple[Operator, ...]
 
     def __post_init__(self) -> None:
+        if not self.factors:
+            raise ValueError("`factors` must hold at least one operator; got none.")
         for left, right in zip(self.factors, self.factors[1:], strict=False):
             _check_same(left.in_space, right.out_space, f"{_formula(left)} @ {_formula(right)}", "the left one takes")
 
@@ -202,9 +198,7 @@ class Composed(Operator):
 
     @property
     def symmetric(self) -> bool:
-        half = (len(self.factors) + 1) // 2
-        pairs = zip(self.factors[:half], reversed(self.factors), strict=False)
-        return all(_are_adjoint(left, right) for left, right in pairs)
+        return _all_adjoint(self.factors, self.factors[::-1])
 
     def _apply(self, vector: Tensor) -> Tensor:
         for factor in reversed(self.factors):
@@ -225,6 +219,8 @@ class Sum(Operator):
     terms: tuple[Operator, ...]
 
     def __post_init__(self) -> None:
+        if not self.terms:
+            raise ValueError("`terms` must hold at least one operator; got none.")
         first = self.terms[0]
         for term in self.terms[1:]:
             formula = f"{_formula(first)} + {_formula(term)}"
@@ -241,7 +237,7 @@ class Sum(Operator):
 
     @property
     def symmetric(self) -> bool:
-        return all(term.symmetric for term in self.terms)
+        return self.in_space == self.out_space and _closed_under_adjoint(self.terms)
 
     def _apply(self, vector: Tensor) -> Tensor:
         result = self.terms[0]._apply(vector)
@@ -263,6 +259,10 @@ class Scaled(Operator):
 
     scale: float
     base: Operator
+
+    def __post_init__(self) -> None:
+        if not math.isfinite(self.scale):
+            raise ValueError(f"`scale` must be finite; got {self.scale}.")
 
     @property
     def in_space(self) -> Space:
@@ -303,12 +303,36 @@ def _adjoint(operator: Operator) -> Operator:
 def _are_adjoint(left: Operator, right: Operator) -> bool:
     """Whether left = rightᵀ is known from how the two were made."""
     match left, right:
+        case _ if left is right:
+            return left.symmetric
         case Adjoint(), _:
             return left.base is right
         case _, Adjoint():
             return right.base is left
+        case Scaled(), Scaled():
+            return left.scale == right.scale and _are_adjoint(left.base, right.base)
+        case Composed(), Composed():
+            return _all_adjoint(left.factors, right.factors[::-1])
+        case Sum(), Sum():
+            return _all_adjoint(left.terms, right.terms)
         case _:
-            return left is right and left.symmetric
+            return False
+
+
+def _all_adjoint(left: tuple[Operator, ...], right: tuple[Operator, ...]) -> bool:
+    return len(left) == len(right) and all(map(_are_adjoint, left, right))
+
+
+def _closed_under_adjoint(terms: tuple[Operator, ...]) -> bool:
+    """Whether every term is symmetric or meets its adjoint among the others, as in A + Aᵀ."""
+    alone = [term for term in terms if not term.symmetric]
+    while alone:
+        term = alone.pop()
+        partner = next((other for other in alone if _are_adjoint(term, other)), None)
+        if partner is None:
+            return False
+        alone.remove(partner)
+    return True
 
 
 def _factors(operator: Operator) -> tuple[Operator, ...]:
@@ -319,25 +343,55 @@ def _terms(operator: Operator) -> tuple[Operator, ...]:
     return operator.terms if isinstance(operator, Sum) else (operator,)
 
 
+def _unscaled(operator: Operator) -> tuple[float, Operator]:
+    return (operator.scale, operator.base) if isinstance(operator, Scaled) else (1.0, operator)
+
+
+def _multiple(scale: float, operator: Operator) -> Operator:
+    return operator if scale == 1.0 else Scaled(scale, operator)
+
+
 def _formula(operator: Operator) -> str:
     """The operator as a formula of the names of its parts."""
     match operator:
         case Adjoint():
-            return f"{_formula(operator.base)}.T"
+            return f"{_in_brackets(operator.base, Composed, Sum, Scaled)}.T"
         case Composed():
-            return " @ ".join(_in_brackets(factor, Sum) for factor in operator.factors)
+            return " @ ".join(_in_brackets(factor, Sum, Scaled) for factor in operator.factors)
         case Sum():
-            return " + ".join(_formula(term) for term in operator.terms)
+            return " + ".join(_in_brackets(term, Sum) for term in operator.terms).replace(" + -", " - ")
         case Scaled():
-            return f"{operator.scale:g} * {_in_brackets(operator.base, Sum)}"
+            sign = "-" if operator.scale == -1.0 else f"{operator.scale:g} * "
+            return sign + _in_brackets(operator.base, Sum, Scaled)
         case _:
             return type(operator).__name__
 
 
-def _in_brackets(operator: Operator, kind: type[Operator]) -> str:
-    return f"({_formula(operator)})" if isinstance(operator, kind) else _formula(operator)
+def _in_brackets(operator: Operator, *kinds: type[Operator]) -> str:
+    return f"({_formula(operator)})" if isinstance(operator, kinds) else _formula(operator)
+
+
+def _check_operator(sign: str, other: Any) -> None:
+    """Raise unless `other` is an operator, and say what to do with it."""
+    if isinstance(other, Operator):
+        return
+    remedy = "Wrap a matrix in Dense(matrix), a SciPy operator in from_scipy(operator), c in c * Identity(space)."
+    if sign == "@" and isinstance(other, Tensor):
+        remedy = "To apply A to a tensor v, call it: A(v)."
+    raise TypeError(f"`A {sign} B` needs two operators; got {type(other).__name__} for B. {remedy}")
+
+
+def _check_scale(sign: str, scale: Any) -> float:
+    """Return the real number `scale`, or raise and say what to write instead."""
+    if isinstance(scale, Real) and not isinstance(scale, bool):
+        return float(scale)
+    remedy = "For the product of operators write A @ B." if isinstance(scale, Operator) else "Convert it with float(c)."
+    raise TypeError(f"`A {sign} c` needs a real number c; got {type(scale).__name__}. {remedy}")
 
 
 def _check_same(expected: Space, got: Space, formula: str, role: str) -> None:
     if not expected.same_vectors(got):
-        raise ValueError(f"The spaces of `{formula}` do not match: {role} {expected}, the other has {got}.")
+        raise ValueError(
+            f"The spaces of `{formula}` do not match: {role} {expected}, the other has {got}. "
+            f"Shape, dtype and device must agree."
+        )

@@ -1,6 +1,8 @@
 """Operators made from tensors and functions: Identity, Dense, Diagonal, LowRank, Function."""
 
 import dataclasses
+import functools
+import math
 from collections.abc import Callable
 from typing import final
 
@@ -58,7 +60,7 @@ class Dense(Operator):
 
     Raises:
         TypeError: `matrix` is no floating-point tensor.
-        ValueError: `matrix` has not two axes, is not finite, or does not fit `spaces`.
+        ValueError: `matrix` has not two axes, is not finite, or does not fit the shapes, dtype or device of `spaces`.
 
     Example:
         >>> Dense(torch.tensor([[0.0, 1.0], [2.0, 0.0]]))(torch.tensor([3.0, 4.0]))
@@ -76,6 +78,7 @@ class Dense(Operator):
         sizes = (self.out_space.size, self.in_space.size)
         if sizes != tuple(self.matrix.shape):
             raise ValueError(f"`matrix` must have shape {sizes} to fit `spaces`; got {tuple(self.matrix.shape)}.")
+        _check_place("matrix", self.matrix, self.in_space, self.out_space)
 
     @property
     def in_space(self) -> Space:
@@ -87,14 +90,17 @@ class Dense(Operator):
 
     @property
     def symmetric(self) -> bool:
-        square = self.matrix.shape[0] == self.matrix.shape[1] and self.in_space == self.out_space
-        return square and bool(torch.equal(self.matrix, self.matrix.mT))
+        return self._equals_transpose
+
+    @functools.cached_property
+    def _equals_transpose(self) -> bool:
+        return self.in_space == self.out_space and torch.equal(self.matrix, self.matrix.mT)
 
     def _apply(self, vector: Tensor) -> Tensor:
-        return (vector.flatten(1) @ self.matrix.mT).reshape(-1, *self.out_shape)
+        return (_rows(vector) @ self.matrix.mT).reshape(len(vector), *self.out_shape)
 
     def _apply_adjoint(self, vector: Tensor) -> Tensor:
-        return (vector.flatten(1) @ self.matrix).reshape(-1, *self.in_shape)
+        return (_rows(vector) @ self.matrix).reshape(len(vector), *self.in_shape)
 
 
 @final
@@ -108,7 +114,7 @@ class Diagonal(Operator):
 
     Raises:
         TypeError: `diagonal` is no floating-point tensor.
-        ValueError: `diagonal` is not finite or not of the shape of `space`.
+        ValueError: `diagonal` is not finite or not of the shape, dtype and device of `space`.
 
     Example:
         >>> Diagonal(torch.tensor([1.0, 2.0]))(torch.ones(2))
@@ -120,8 +126,9 @@ class Diagonal(Operator):
 
     def __post_init__(self) -> None:
         check_tensor("diagonal", self.diagonal)
-        if self.diagonal.ndim == 0 or tuple(self.diagonal.shape) != self.in_shape:
+        if tuple(self.diagonal.shape) != self.in_shape:
             raise ValueError(f"`diagonal` must have shape {self.in_shape}; got {tuple(self.diagonal.shape)}.")
+        _check_place("diagonal", self.diagonal, self.in_space)
         check_finite("diagonal", self.diagonal, self.in_space.axes)
 
     @property
@@ -155,7 +162,7 @@ class LowRank(Operator):
 
     Raises:
         TypeError: A factor is no floating-point tensor.
-        ValueError: The factors do not fit each other or `spaces`, or are not finite.
+        ValueError: The factors do not fit each other or the shapes, dtype or device of `spaces`, or are not finite.
 
     Example:
         >>> LowRank(torch.tensor([[1.0], [2.0]]))(torch.tensor([1.0, 0.0]))
@@ -180,6 +187,8 @@ class LowRank(Operator):
         if sizes != (self.left.shape[0], self._right.shape[0]):
             got = (self.left.shape[0], self._right.shape[0])
             raise ValueError(f"The factors must have {sizes} rows to fit `spaces`; got {got}.")
+        _check_place("left", self.left, self.in_space, self.out_space)
+        _check_place("right", self._right, self.in_space, self.out_space)
 
     @property
     def _right(self) -> Tensor:
@@ -198,10 +207,10 @@ class LowRank(Operator):
         return self.right is None and self.in_space == self.out_space
 
     def _apply(self, vector: Tensor) -> Tensor:
-        return ((vector.flatten(1) @ self._right) @ self.left.mT).reshape(-1, *self.out_shape)
+        return ((_rows(vector) @ self._right) @ self.left.mT).reshape(len(vector), *self.out_shape)
 
     def _apply_adjoint(self, vector: Tensor) -> Tensor:
-        return ((vector.flatten(1) @ self.left) @ self._right.mT).reshape(-1, *self.in_shape)
+        return ((_rows(vector) @ self.left) @ self._right.mT).reshape(len(vector), *self.in_shape)
 
 
 @final
@@ -212,11 +221,13 @@ class Function(Operator):
     Args:
         forward: Takes a block `[probes, *in_shape]`, gives A v `[probes, *out_shape]`.
         backward: Takes a block `[probes, *out_shape]`, gives Aᵀ v; None for a symmetric map.
-        in_space: The space of v.
-        out_space: The space of A v; None for `in_space`.
+        domain: The space of v.
+        codomain: The space of A v; None for `domain`.
 
     Raises:
-        ValueError: `backward` is missing for a map between two spaces, or a function gives another shape than its space.
+        TypeError: When applied: a function gives no tensor, or one of another dtype than its space.
+        ValueError: `backward` is missing for a map between two spaces. When applied: a function gives another shape or
+            device than its space.
 
     Example:
         >>> line = Space.of((3,), ("unit",))
@@ -233,7 +244,8 @@ class Function(Operator):
     def __post_init__(self) -> None:
         if self.backward is None and self.codomain is not None and self.codomain != self.domain:
             raise ValueError(
-                f"`backward` may be None for a symmetric map only; got {self.domain} → {self.codomain}. Give the adjoint."
+                f"`backward` may be None for a symmetric map only; got {self.domain} → {self.codomain}. "
+                f"Give the adjoint."
             )
 
     @property
@@ -261,7 +273,22 @@ def _vectors(tensor: Tensor, size: int) -> Space:
     return Space.of((size,), None, tensor.dtype, tensor.device)
 
 
+def _rows(block: Tensor) -> Tensor:
+    """`[probes, *shape]` to `[probes, size]`."""
+    return block.reshape(len(block), math.prod(block.shape[1:]))
+
+
+def _check_place(name: str, tensor: Tensor, *spaces: Space) -> None:
+    for space in spaces:
+        if (tensor.dtype, tensor.device) != (space.dtype, space.device):
+            raise ValueError(
+                f"`{name}` must be {space.dtype} on {space.device} like {space}; got {tensor.dtype} on {tensor.device}."
+            )
+
+
 def _checked(block: Tensor, probes: int, space: Space, name: str) -> Tensor:
+    """Return what the function `name` gave if it is a block of vectors of `space`."""
+    space.check(f"{name}(v)", block)
     if tuple(block.shape) != (probes, *space.shape):
         raise ValueError(f"`{name}` must give a block {(probes, *space.shape)}; got {tuple(block.shape)}.")
     return block
