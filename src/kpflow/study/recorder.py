@@ -169,7 +169,8 @@ class Recorder:
             )
         checkpoints.load_into(self.model, checkpoints.read_checkpoint(file.path))
         layout = files.read_json(resume.with_suffix(".json"))
-        self._restore(tree.unpack(layout, tensors.read_tensors(resume)), optimizer)
+        parts = {name: value.clone() for name, value in tensors.read_tensors(resume).items()}  # aligned, as when made
+        self._restore(tree.unpack(layout, parts), optimizer)
         self.step = self._written = file.step
         return self.step
 

@@ -90,12 +90,19 @@ class Store:
 
         Raises:
             FileNotFoundError: The store has no step.
-            ValueError: Two analyses of one step and no selection, or a step that cannot be read.
+            ValueError: Two analyses of one step and no selection, or steps that cannot be read or joined.
         """
         selected = self._selected()
         if not selected:
             raise FileNotFoundError(f"`{self.path}` holds no analysed step. Run the analysis first.")
-        return _decode(xr.concat([self._read(step, key) for step, key in selected], dim="step", **EXACTLY))
+        datasets = [self._read(step, key) for step, key in selected]
+        try:
+            return _decode(xr.concat(datasets, dim="step", **EXACTLY))
+        except ValueError as error:
+            raise ValueError(
+                f"The steps {self.steps()} of `{self.path}` cannot be joined: {error}. Analyse them again on the same "
+                "trials."
+            ) from error
 
     def consolidate(self) -> Path:
         """Write what `read` gives as one zarr group, `record.zarr`, for other tools; returns its path.
@@ -182,7 +189,7 @@ def _encode(dataset: xr.Dataset) -> xr.Dataset:
 def _decode(dataset: xr.Dataset) -> xr.Dataset:
     texts = {name: value for name, value in dataset.coords.items() if value.dtype.kind in "OT"}
     return dataset.assign_coords(
-        {name: (value.dims, np.asarray(value.values, dtype=str)) for name, value in texts.items()}
+        {name: (value.dims, np.array(value.values.tolist(), dtype=str)) for name, value in texts.items()}
     )
 
 
