@@ -317,8 +317,7 @@ def _check_durations(task: DelayedResponse) -> None:
     if task.timing == "fixed":
         response = task.response
     else:
-        given = [field.name for field in dataclasses.fields(task) if field.name in STEP_FIELDS]
-        given = [name for name in given if getattr(task, name) != getattr(DelayedResponse, name)]
+        given = [name for name in STEP_FIELDS if getattr(task, name) != getattr(DelayedResponse, name)]
         if given:
             raise ValueError(f"`{given[0]}` is for timing='fixed'; with timing='driscoll' durations are drawn in ms.")
         shortest = min(low for low, _ in (DELAY_RANGES if task.stays else MEMORY_RANGES))
