@@ -1,0 +1,37 @@
+"""Figures from records alone: each function takes a record (xarray.Dataset) and returns a matplotlib Figure.
+
+Nothing global is touched: no pyplot, no rcParams; every figure is laid out for the width it is asked for.
+"""
+
+from .bias import self_referential_bias
+from .eigenvalues import spectra
+from .leading import ntk_modes
+from .paths import aligned_trajectories, trajectories
+from .ranks import effective_ranks
+from .records import SCHEMA, Conditions, Record, check_record, conditions, missing_steps
+from .stages import collapse_pipeline
+from .style import NARROW, PALETTE, WIDE, condition_colours, condition_groups
+from .training import loss_and_score, loss_change
+
+__all__ = [
+    "NARROW",
+    "PALETTE",
+    "SCHEMA",
+    "WIDE",
+    "Conditions",
+    "Record",
+    "aligned_trajectories",
+    "check_record",
+    "collapse_pipeline",
+    "condition_colours",
+    "condition_groups",
+    "conditions",
+    "effective_ranks",
+    "loss_and_score",
+    "loss_change",
+    "missing_steps",
+    "ntk_modes",
+    "self_referential_bias",
+    "spectra",
+    "trajectories",
+]

@@ -1,0 +1,71 @@
+"""How many directions the operators have, and how large they are."""
+
+import numpy as np
+import xarray as xr
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
+
+from .records import Record, check_record, covered_steps, has, series
+from .style import OPERATORS, PALETTE, WIDE, grid, is_narrow, legend, log_axis, mark_missing, panel, step_axis
+
+__all__ = ["effective_ranks"]
+
+_TITLES = {"effective_rank": "Effective rank", "trace": "Size: tr NTK, ‖P‖²_F, tr K"}
+
+
+def effective_ranks(record: Record, *, width: float = WIDE) -> Figure:
+    """Effective rank (tr A)² / ‖A‖²_F of the NTK, of P Pᵀ and of K over training, and their traces.
+
+    The trace of P Pᵀ is ‖P‖²_F. Bars are one standard error of the estimate; steps without a finite value are
+    marked × on the axis.
+
+    Args:
+        record: Holds `{ntk,propagator,kernel}_effective_rank(step)`, any of them, and perhaps `…_error`, `…_trace`,
+            `…_trace_error`.
+        width: Of the figure in inches; below 6 the panels stand below each other.
+
+    Raises:
+        TypeError: `record` is no xarray.Dataset.
+        ValueError: `record` has no steps, or the effective rank of none of the three.
+
+    Example:
+        >>> import xarray as xr
+        >>> record = xr.Dataset({"ntk_effective_rank": ("step", [9.0, 3.0])}, coords={"step": [0, 100]})
+        >>> len(effective_ranks(record).axes)
+        1
+    """
+    record = check_record(record)
+    operators = [name for name in OPERATORS if has(record, f"{name}_effective_rank")]
+    if not operators:
+        raise ValueError("`record` must hold the effective rank of an operator, such as 'ntk_effective_rank'.")
+    kinds = [kind for kind in _TITLES if any(has(record, f"{name}_{kind}") for name in operators)]
+    columns = 1 if is_narrow(width) else len(kinds)
+    figure, axes = grid(width, columns, len(kinds) // columns, panel_height=2.7, legend_rows=1)
+    for kind, axis in zip(kinds, axes.flat, strict=True):
+        _estimates(axis, record, [f"{name}_{kind}" for name in operators if has(record, f"{name}_{kind}")])
+        panel(axis, title=_TITLES[kind], y="number of directions" if kind == "effective_rank" else "trace")
+        step_axis(axis, record["step"].values)
+    legend(figure, [_key(name) for name in operators], width, columns=3)
+    return figure
+
+
+def _key(operator: str) -> Line2D:
+    symbol, marker = OPERATORS[operator]
+    return Line2D([], [], color=PALETTE[operator], marker=marker, markersize=4, linewidth=1.6, label=symbol)
+
+
+def _estimates(axes: Axes, record: xr.Dataset, names: list[str]) -> None:
+    steps, shown, covered = record["step"].values, [], []
+    for name in names:
+        values = series(record, name)
+        bars = series(record, f"{name}_error").values if has(record, f"{name}_error") else np.zeros(len(steps))
+        operator = name.split("_")[0]
+        axes.errorbar(
+            steps, values.values, yerr=np.nan_to_num(bars), color=PALETTE[operator], marker=OPERATORS[operator][1],
+            markersize=3.4, linewidth=1.5, elinewidth=1, capsize=2,
+        )  # fmt: skip
+        shown.append(values.values)
+        covered.append(covered_steps(values))
+    mark_missing(axes, steps, np.intersect1d(covered[0], covered[-1]) if len(covered) > 1 else covered[0])
+    log_axis(axes, np.concatenate(shown))

@@ -1,0 +1,208 @@
+"""What the page shows: a list of sections, each a list of plots with what they need and what they say."""
+
+import dataclasses
+from collections.abc import Callable
+from typing import final
+
+import xarray as xr
+from matplotlib.figure import Figure
+
+from kpflow import plots
+from kpflow.plots import leading, paths
+from kpflow.plots.records import has, missing_steps, probe_words
+
+from .headline import settings_of
+
+__all__ = ["SECTIONS", "Plot", "Section"]
+
+
+@final
+@dataclasses.dataclass(frozen=True)
+class Plot:
+    """One figure of the page.
+
+    Args:
+        name: Its identifier in the page.
+        title: What it is, in a few words.
+        draw: Makes it from a record at a width in inches.
+        needs: The variables it reads.
+        caption: What it shows and how that was computed.
+        any_of: Whether one of `needs` is enough.
+        sampled: Whether the numbers are estimates from random probes.
+        viewer: Whether the interactive viewer of trajectories stands above it.
+        note: What was thinned for the page, if anything was.
+    """
+
+    name: str
+    title: str
+    draw: Callable[..., Figure]
+    needs: tuple[str, ...]
+    caption: str
+    any_of: bool = False
+    sampled: bool = False
+    viewer: bool = False
+    note: Callable[[xr.Dataset], str] = lambda _: ""
+
+    def lacks(self, record: xr.Dataset) -> list[str]:
+        """The variables that the figure needs and the record has no finite value of; none if it can be drawn."""
+        missing = [name for name in self.needs if not has(record, name)]
+        return [] if self.any_of and len(missing) < len(self.needs) else missing
+
+    def words(self, record: xr.Dataset) -> str:
+        """The caption with the probes, the steps left out and what was thinned."""
+        sampled = probe_words(settings_of(record)) if self.sampled else ""
+        return self.caption + sampled + _left_out(record, self.needs) + self.note(record)
+
+
+@final
+@dataclasses.dataclass(frozen=True)
+class Section:
+    """A part of the page: a heading, one paragraph on the question, and the plots that answer it."""
+
+    name: str
+    title: str
+    lead: str
+    plots: tuple[Plot, ...]
+
+
+def _left_out(record: xr.Dataset, names: tuple[str, ...]) -> str:
+    missing = missing_steps(record, names)
+    if not missing:
+        return ""
+    shown = ", ".join(map(str, missing[:8])) + (", …" if len(missing) > 8 else "")
+    return f" Left out, because not analysed or not finite: step{'s' if len(missing) > 1 else ''} {shown}."
+
+
+def _thinned(most: dict[str, int]) -> Callable[[xr.Dataset], str]:
+    def note(record: xr.Dataset) -> str:
+        cut = [f"{size} of {record.sizes[axis]} {axis}s" for axis, size in most.items() if record.sizes[axis] > size]
+        return f" Subsampled evenly: {' and '.join(cut)} are drawn." if cut else ""
+
+    return note
+
+
+SECTIONS = (
+    Section(
+        "training",
+        "Training",
+        "What gradient descent achieved, and whether one step of it does what its linear theory says.",
+        (
+            Plot(
+                "loss",
+                "Loss and score over training",
+                plots.loss_and_score,
+                ("loss",),
+                "Loss (logarithmic axis) and task score at every analysed checkpoint, on the analysis trials, which are "
+                "the same at every step. The step axis is logarithmic, with room for step 0.",
+            ),
+            Plot(
+                "loss-change",
+                "Predicted and actual change of the loss",
+                plots.loss_change,
+                ("predicted_loss_change", "actual_loss_change"),
+                "Change of the loss by one step of gradient descent. Predicted: first order, the squared norm of the "
+                "gradient times minus the learning rate. Actual: the loss after the step less the loss before. Their "
+                "ratio is 1 where the step is small enough for the linear theory.",
+            ),
+        ),
+    ),
+    Section(
+        "operators",
+        "Operators: propagator, parameter kernel, NTK",
+        "A step of gradient descent moves the states S by dS = −η P K Pᵀ ∂L/∂S. The propagator P is the linearised flow; "
+        "the parameter kernel K is what the weights can change at once; the state-space NTK is P K Pᵀ.",
+        (
+            Plot(
+                "ranks",
+                "Effective ranks and sizes",
+                plots.effective_ranks,
+                tuple(f"{name}_effective_rank" for name in ("ntk", "propagator", "kernel")),
+                "Left (first): effective rank (tr A)² / ‖A‖²_F of A = NTK, P Pᵀ and K, i.e. the number of directions that "
+                "carry the operator. Right (second): their traces; that of P Pᵀ is ‖P‖²_F. Traces and norms are estimated "
+                "matrix-free; bars are one standard error.",
+                any_of=True,
+                sampled=True,
+            ),
+            Plot(
+                "spectra",
+                "Leading spectra",
+                plots.spectra,
+                tuple(f"{name}_spectrum" for name in ("ntk", "propagator", "kernel")),
+                "Leading eigenvalues of NTK and K and leading singular values of P at chosen steps from the first to the "
+                "last, by block Krylov iterations with products alone. A steep fall means that few directions learn.",
+                any_of=True,
+            ),
+        ),
+    ),
+    Section(
+        "collapse",
+        "The collapse pipeline",
+        "The error signal passes backwards through Pᵀ, through what the weights can change, K, and forwards through P. "
+        "Each stage may lose dimensions; the states can only change within what is left.",
+        (
+            Plot(
+                "pipeline",
+                "Effective dimension of each stage",
+                plots.collapse_pipeline,
+                ("effective_dimension",),
+                "Effective dimension (participation ratio tr(C)² / tr(C²) of the second moment C over trials and time, not "
+                "centred) of inputs, states, error ∂L/∂S, adjoint Pᵀ error, K Pᵀ error, the change P K Pᵀ error, and "
+                "targets: over training, and along the pipeline at chosen steps. Operators are applied exactly.",
+            ),
+        ),
+    ),
+    Section(
+        "modes",
+        "What is learned first: the leading modes of the NTK",
+        "The error shrinks fastest along the leading eigenvectors of the NTK.",
+        (
+            Plot(
+                "ntk-modes",
+                "Leading NTK modes over trials and time",
+                plots.ntk_modes,
+                ("ntk_mode_time",),
+                "Leading eigenvectors of the NTK at the first and the last analysed step. An eigenvector lives on trials × "
+                "time × units; shown is its dominant separable part, trials × time (heat map: trials from bottom to top in "
+                "the order of their condition; orange positive, blue negative, scaled to the largest entry; below: one "
+                "course per trial). In brackets: that part's share of the mode's squared norm.",
+                note=_thinned({"trial": leading.MOST_TRIALS, "time": leading.MOST_TIMES}),
+            ),
+        ),
+    ),
+    Section(
+        "bias",
+        "The self-referential bias",
+        "For a weight matrix, K is the Gram matrix of what the weight sees, times an identity. Recurrent weights see the "
+        "states: gradient descent prefers to change the states along what they already do.",
+        (
+            Plot(
+                "core",
+                "The core of K beside the states’ own PCA",
+                plots.self_referential_bias,
+                ("core_spectrum", "state_spectrum"),
+                "Eigenvalues of the Kronecker core’s Gram matrix and variances of the states’ principal components, each "
+                "divided by its sum, at the first and the last analysed step. Overlap (where the record has it): of the "
+                "subspace of the leading core modes with that of the states’ leading time courses; 1 is the same.",
+            ),
+        ),
+    ),
+    Section(
+        "trajectories",
+        "State trajectories",
+        "What the network does on each trial, in the three directions of state space that vary most.",
+        (
+            Plot(
+                "paths",
+                "States in three principal components",
+                plots.trajectories,
+                ("trajectory",),
+                "One line per trial, coloured by condition; a dot marks the end of the trial. Principal components are "
+                "those of each step’s own states, with the share of variance that each explains; their signs, which mean "
+                "nothing, are chosen to agree with the last step.",
+                viewer=True,
+                note=_thinned({"trial": paths.MOST_PATHS, "time": paths.MOST_POINTS}),
+            ),
+        ),
+    ),
+)
+"""The page in reading order. A further section (of fixed points and bifurcations, say) is one more entry."""

@@ -1,0 +1,120 @@
+"""A made-up but plausible record of a GRU learning to remember an angle, in the schema of a study."""
+
+import json
+
+import numpy as np
+import xarray as xr
+
+STAGES = ("inputs", "states", "error", "adjoint", "kernel_adjoint", "change", "targets")
+
+
+def make_record(steps=25, trials=30, times=90, units=128, modes=20, *, seed=0, missing=(7, 8)) -> xr.Dataset:
+    """Every variable of the schema; the analysis of the steps at indices `missing` is NaN."""
+    rng = np.random.default_rng(seed)
+    step = np.unique(np.concatenate([[0], np.geomspace(1, 20000, steps - 1).round()])).astype(int)
+    step = np.pad(step, (0, steps - len(step)), mode="linear_ramp", end_values=20000 + 500 * (steps - len(step)))
+    learned = 1 / (1 + np.exp(-(np.log10(step + 1) - 2.6) * 3))
+    angle = np.linspace(0, 2 * np.pi, trials, endpoint=False)
+    record = xr.Dataset(
+        coords={
+            "step": step,
+            "trial": np.arange(trials),
+            "time": np.arange(times) * 0.02,
+            "unit": np.arange(units),
+            "mode": np.arange(modes),
+            "stage": list(STAGES),
+            "angle": ("trial", angle),
+        },
+        attrs={
+            "title": "A GRU learns to remember an angle",
+            "model": "GRU(3, 128) with a linear read-out to 3",
+            "task": "MemoryPro",
+            "kpflow_version": "0.1.0",
+            "torch_version": "2.13.0",
+            "seed": 0,
+            "settings": json.dumps({"probes": 64, "rtol": 0.05, "dt": 0.02, "stimulus_steps": 30}),
+            "created": "2026-11-21T00:00:00+00:00",
+            "condition": "angle",
+        },
+    )
+    wobble = lambda scale=0.03: np.exp(scale * rng.standard_normal(steps))  # noqa: E731
+    record["loss"] = "step", (0.35 * (1 - learned) + 4e-4) * wobble(0.06)
+    record["score"] = "step", np.clip(0.06 + 0.93 * learned + 0.01 * rng.standard_normal(steps), 0, 1)
+    _add_operators(record, learned, wobble, modes)
+    _add_dimensions(record, learned, wobble)
+    _add_modes(record, learned, angle, times, units, rng)
+    _add_bias(record, learned, modes)
+    _add_trajectories(record, learned, angle, times, rng)
+    record["predicted_loss_change"] = "step", -1e-3 * record.loss.values * wobble()
+    record["actual_loss_change"] = "step", record.predicted_loss_change.values * (1 - 0.2 * learned) * wobble()
+    return _forget(record, missing)
+
+
+def _forget(record, missing):
+    kept = np.ones(record.sizes["step"], dtype=bool)
+    kept[list(missing)] = False
+    analysed = [name for name in record.data_vars if name not in ("loss", "score")]
+    return record.assign({name: record[name].where(xr.DataArray(kept, dims="step")) for name in analysed})
+
+
+def _add_operators(record, learned, wobble, modes):
+    ranks = {"ntk": (9.0, 3.2), "propagator": (420.0, 60.0), "kernel": (24.0, 5.5)}
+    traces = {"ntk": (40.0, 5e4), "propagator": (3e5, 4e6), "kernel": (2e3, 9e3)}
+    for name, (start, end) in ranks.items():
+        rank = np.exp(np.log(start) * (1 - learned) + np.log(end) * learned) * wobble()
+        record[f"{name}_effective_rank"] = "step", rank
+        record[f"{name}_effective_rank_error"] = "step", 0.06 * rank
+        low, high = np.log(traces[name])
+        trace = np.exp(low + (high - low) * learned) * wobble()
+        record[f"{name}_trace"] = "step", trace
+        record[f"{name}_trace_error"] = "step", 0.03 * trace
+        decay = np.exp(-np.arange(modes)[None, :] / (0.8 * np.sqrt(rank[:, None])))
+        leading = trace[:, None] / rank[:, None] * decay
+        leading[:, modes - 3 :] = np.nan  # fewer modes were asked for than the axis holds
+        record[f"{name}_spectrum"] = ("step", "mode"), np.sqrt(leading) if name == "propagator" else leading
+
+
+def _add_dimensions(record, learned, wobble):
+    ends = [(3.0, 3.0), (6.5, 3.4), (2.8, 9.0), (4.5, 2.6), (3.6, 1.9), (2.9, 1.6), (2.6, 2.6)]
+    columns = [(start * (1 - learned) + end * learned) * wobble(0.02) for start, end in ends]
+    record["effective_dimension"] = ("step", "stage"), np.stack(columns, axis=1)
+
+
+def _add_modes(record, learned, angle, times, units, rng):
+    t = np.linspace(0, 1, times)
+    early = [np.exp(-((t - c) ** 2) / 0.02) for c in (0.9, 0.6, 0.4, 0.2)]
+    late = [1 / (1 + np.exp(-(t - c) * 25)) for c in (0.3, 0.3, 0.66, 0.66)]
+    over_trials = [np.cos(angle), np.sin(angle), np.ones_like(angle), np.cos(2 * angle)]
+    shape = (len(learned), 4, len(angle), times)
+    pattern = np.empty(shape)
+    for k in range(4):
+        course = (1 - learned)[:, None] * early[k] + learned[:, None] * late[k]
+        pattern[:, k] = over_trials[k][None, :, None] * course[:, None, :]
+    pattern += 0.03 * rng.standard_normal(shape)
+    record["ntk_mode_time"] = ("step", "leading", "trial", "time"), pattern
+    record["ntk_mode_unit"] = ("step", "leading", "unit"), rng.standard_normal((len(learned), 4, units))
+    shares = np.stack([0.7 + 0.28 * learned - 0.05 * k for k in range(4)], axis=1)
+    record["ntk_mode_separability"] = ("step", "leading"), shares
+
+
+def _add_bias(record, learned, modes):
+    k = np.arange(modes)[None, :]
+    width = (4 - 2.5 * learned)[:, None]
+    record["core_spectrum"] = ("step", "mode"), 300 * np.exp(-k / width) + 1e-3
+    record["state_spectrum"] = ("step", "mode"), 7 * np.exp(-k / (1.15 * width)) + 1e-5
+    record["core_state_overlap"] = ("step", "mode"), 1 - (0.4 - 0.3 * learned[:, None]) * np.exp(-k / 6)
+
+
+def _add_trajectories(record, learned, angle, times, rng):
+    t = np.linspace(0, 1, times)
+    rise, response = 1 / (1 + np.exp(-(t - 0.15) * 30)), 1 / (1 + np.exp(-(t - 0.67) * 30))
+    ring = np.stack([np.cos(angle), np.sin(angle)], axis=-1)  # trial, 2
+    radius = (0.3 + 2.2 * learned)[:, None] * rise[None, :] * (1 - (1 - learned)[:, None] * 0.8 * t[None, :])
+    path = np.zeros((len(learned), len(angle), times, 3))
+    path[..., :2] = ring[None, :, None, :] * radius[:, None, :, None]
+    path[..., 2] = ((1 + learned)[:, None] * (response - 0.5 * rise))[:, None, :]
+    path += 0.02 * np.cumsum(rng.standard_normal(path.shape), axis=2) / np.sqrt(times)
+    path *= rng.choice([-1.0, 1.0], size=(len(learned), 1, 1, 3))  # the sign of a component means nothing
+    record["trajectory"] = ("step", "trial", "time", "component"), path
+    share = np.stack([0.4 + 0.1 * learned, 0.25 + 0.1 * learned, 0.15 + 0.02 * learned], axis=1)
+    record["trajectory_variance"] = ("step", "component"), share
