@@ -1,9 +1,34 @@
 """kpflow: why gradient descent finds the dynamics it finds.
 
-A model's state S solves S = F(S, x, θ); a step of gradient descent moves it by dS = −η P K Pᵀ ∂L/∂S.
+A model's state S solves S = F(S, x, θ); a step of gradient descent moves it by dS = −η P K Pᵀ ∂L/∂S, with the propagator
+P = (I − ∂F/∂S)⁻¹ and the parameter kernel K = J Jᵀ, J = ∂F/∂θ. The map of the package:
+
+    states     models → linearised state equations      linearise
+    operators  linear algebra without matrices          Operator and its closed algebra
+    flow       states + operators → the theory          Propagator, ParameterKernel, Ntk, cores, response
+    estimate   operators → numbers with error bars      trace, effective_rank, alignment, modes, ...
+    tasks      inputs, targets, masks, epochs, conditions
+    study      training runs on disk: recorder, analysis of checkpoints (extra `study`, imported by itself)
+    report     one self-contained HTML page from an analysis (extra `study`, imported by itself)
 """
 
-from . import operators
+from . import estimate, flow, operators, states, tasks
+from .flow import Ntk, ParameterKernel, Propagator
 from .spaces import Part, Space
+from .states import linearise
 
-__all__ = ["Part", "Space", "operators"]
+__version__ = "0.1.0"
+
+__all__ = [
+    "Ntk",
+    "ParameterKernel",
+    "Part",
+    "Propagator",
+    "Space",
+    "estimate",
+    "flow",
+    "linearise",
+    "operators",
+    "states",
+    "tasks",
+]

@@ -17,21 +17,25 @@ __all__ = ["Linearisation", "Readout", "Site"]
 class Site:
     """A weight site: where a weight acts, and on what.
 
-    A weight matrix W (and its bias, a column more) turns the features m into the gates a = W m, and the gates move the
-    state at once: dS[b, t, rows] = Σ_g slope[b, t, r, g, :] ∘ da[b, t, g, :]. Its part of K is therefore
-    D (M Mᵀ ⊗ I) Dᵀ, with M the features as a `[B·T, F]` matrix and D the slopes.
+    The weights W (side by side, biases as columns) turn the features m into gates a = W m, and the gates move the state
+    at once: dS[b, t, offset + r·H + h] = Σ_g slope[b, t, r, g, h] (mixing da[b, t, g])[h]. The site's part of K is
+    D (M Mᵀ ⊗ I) Dᵀ, with M the features as a `[B·T, F]` matrix and D slope and mixing.
 
     Args:
-        features: M, what the weight sees, shape `[B, T, F]`.
-        slope: D, shape `[B, T, R, G, H]` for a weight with G gates of H units that move R blocks of H state entries.
+        features: M, what the weights see, shape `[B, T, F]`.
+        slope: Shape `[B, T, R, G, H]` for G gates that move R blocks of H state entries.
         offset: Where the R·H state entries start on the unit axis.
-        parameters: Names of the parameters of the site: one column of features each, or the whole weight matrix.
+        parameters: Names of the parameters, in the order of the features' columns.
+        gates: One name a gate.
+        mixing: Shape `[H, U]` from the U units of a gate to H state entries; None for the identity.
     """
 
     features: Float[Tensor, "B T F"]
     slope: Float[Tensor, "B T R G H"]
     offset: int
     parameters: tuple[str, ...]
+    gates: tuple[str, ...]
+    mixing: Float[Tensor, "H U"] | None = None
 
 
 class Readout(abc.ABC):

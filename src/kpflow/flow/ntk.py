@@ -1,0 +1,77 @@
+"""NTK = P K Pᵀ, the neural tangent kernel of all states, and of the outputs."""
+
+from collections.abc import Sequence
+from typing import Literal, final
+
+from torch import Tensor
+
+from kpflow.operators import Gramian, Operator
+from kpflow.states import Linearisation
+
+from .jacobians import OutputJacobian, StateJacobian, resolve_metric, restricted
+
+__all__ = ["Ntk"]
+
+
+@final
+class Ntk(Gramian):
+    """NTK = P K Pᵀ = (dS/dθ)(dS/dθ)ᵀ: a step of gradient descent moves the states by −η NTK ∂L/∂S.
+
+    The state-space NTK of arXiv 2605.08746 and 2605.12763. A product is Pᵀ, Jᵀ, J, P in one pass over a block.
+
+    Args:
+        linearisation: The linearised state equation.
+        params: Names of the parameters that learn; None for all trainable ones.
+        metric: M in P J M Jᵀ Pᵀ: a tensor of the parameters' shape `[P]` for a diagonal (learning rates, or Adam's
+            1/(√v + ε)), or a symmetric operator on parameter space; None for the identity.
+        readout: None for the kernel of the states; "outputs" for that of the model's outputs y = g(S, θ), with Jacobian
+            ∂g/∂S P J + ∂g/∂θ, the read-out's own parameters included; or an operator R from states to anything, for
+            R P K Pᵀ Rᵀ.
+
+    Raises:
+        ValueError: `params`, `metric` or `readout` do not fit the linearisation.
+
+    Example:
+        >>> import torch, kpflow as kp
+        >>> lin = kp.linearise(torch.nn.GRU(1, 4, batch_first=True), torch.zeros(2, 3, 1))
+        >>> ntk = Ntk(lin)
+        >>> error = torch.ones(2, 3, 4)
+        >>> P, K = kp.Propagator(lin), kp.ParameterKernel(lin)
+        >>> torch.allclose(ntk(error), (P @ K @ P.T)(error))
+        True
+    """
+
+    def __init__(
+        self,
+        linearisation: Linearisation,
+        params: Sequence[str] | None = None,
+        metric: Tensor | Operator | None = None,
+        readout: Literal["outputs"] | Operator | None = None,
+    ) -> None:
+        self._jacobian = restricted(_whole_jacobian(linearisation, readout), params)
+        self._metric = resolve_metric(metric, self._jacobian.in_space)
+
+    @property
+    def jacobian(self) -> Operator:
+        """P J, or the Jacobian of the outputs."""
+        return self._jacobian
+
+    @property
+    def metric(self) -> Operator | None:
+        """M, or None for the identity."""
+        return self._metric
+
+
+def _whole_jacobian(linearisation: Linearisation, readout: Literal["outputs"] | Operator | None) -> Operator:
+    if readout is None:
+        return StateJacobian(linearisation)
+    if isinstance(readout, Operator):
+        return readout @ StateJacobian(linearisation)
+    if readout != "outputs":
+        raise ValueError(f'`readout` must be None, "outputs" or an operator from states; got {readout!r}.')
+    if linearisation.readout is None:
+        raise ValueError(
+            '`readout` "outputs" needs a model with outputs; a step by itself has states only. '
+            "Give an operator from states to outputs instead."
+        )
+    return OutputJacobian(linearisation, linearisation.readout)
