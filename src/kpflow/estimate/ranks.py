@@ -1,0 +1,210 @@
+"""Effective rank: the participation ratio of a spectrum, of the whole operator or along some axes."""
+
+import math
+from collections.abc import Callable
+from typing import final
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from kpflow._checks import check_generator, check_one_of
+from kpflow.operators import Operator
+from kpflow.spaces import Space
+
+from .base import (
+    MIN_PROBES,
+    PILOT,
+    Effort,
+    Estimate,
+    Products,
+    Reading,
+    Status,
+    at_the_door,
+    basis_blocks,
+    check_exact_budget,
+    check_least_budget,
+    check_operator,
+    exact_pays,
+    gram_operator,
+    inner,
+    jackknife,
+    settle,
+    spread,
+)
+from .sketch import Sketch
+
+__all__ = ["effective_rank"]
+
+
+def effective_rank(
+    operator: Operator,
+    *,
+    axes: tuple[str, ...] | None = None,
+    method: str = "auto",
+    rtol: float | None = None,
+    budget: int | None = None,
+    generator: torch.Generator | None = None,
+    raise_on_failure: bool = True,
+) -> Estimate:
+    """(tr A)² / ‖A‖²_F, the number of eigenvalues that take part: n for the identity, 1 for rank one.
+
+    For a symmetric operator A, which must be positive semi-definite to make sense of the number. For any other operator
+    G the effective rank of A = G Gᵀ, the participation ratio (Σσ²)²/Σσ⁴ of its squared singular values.
+
+    With `axes`, the effective rank along these axes: that of the partial trace M = tr_others A over all other axes, as
+    M[i, j] = Σ_bt A[bti, btj] for axes=("unit",). Of G Gᵀ, M is the covariance of G's outputs for white inputs.
+
+    Trace and norm come from the same probes g (random signs), deflated by the same basis Q of A's range:
+    A = (A − P A P) + P A P with P = I − Q Qᵀ; the first is known, the second is E (P A P g) gᵀ. With Cⱼ the partial
+    trace of the first plus that of the j-th sample, E Cⱼ = M, and ‖M‖²_F is the mean of ⟨Cᵢ, Cⱼ⟩ over pairs i ≠ j.
+
+    Args:
+        operator: A or G.
+        axes: Axes, by name, of the space that the operator gives; None for all of it.
+        method: "exact" (a product for every unit vector; error 0), "deflated", or "auto": exact if the space has at
+            most 64 entries (or the products fit into a budget that is to be spent as a whole).
+        rtol: As for `trace`: the claim is 2 rtol in 95 % of runs.
+        budget: The most products with A (1000 if not given), or with G and Gᵀ (2000); without `rtol`, all are taken.
+        generator: Draws the probes; a fresh one with seed 0 if None.
+        raise_on_failure: Raise if a product is not finite, or the operator is zero; otherwise the status says so.
+
+    Returns:
+        The estimate, with the jackknife's standard error.
+
+    Raises:
+        TypeError: `operator` is no operator, or `generator` no generator.
+        ValueError: `axes` are empty, unknown, repeated or all, `method` is unknown, or a number is out of range.
+        FloatingPointError: A product holds NaN or inf, or the operator is zero: the ratio is then not defined.
+
+    References:
+        Theory §0, §1.5, §13.1.
+
+    Example:
+        >>> from kpflow.operators import Diagonal
+        >>> print(effective_rank(Diagonal(torch.tensor([1.0, 1.0, 0.0]))))
+        2 ± 0 (3 products, exact)
+    """
+    check_operator("operator", operator)
+    check_one_of("method", method, ("auto", *_METHODS))
+    symmetric, cost = (operator, 1) if operator.symmetric else (gram_operator(operator), 2)
+    kept = None if axes is None else _Kept(operator.out_space, _check_axes(operator.out_space, axes))
+    effort = Effort.of(rtol, budget).times(cost)
+    check_least_budget(cost, effort)
+    if method == "auto":
+        method = "exact" if exact_pays(symmetric.in_space.size, effort, cost=cost) else "deflated"
+    source = check_generator("generator", generator, operator.in_space.device)
+    run = _METHODS[method]
+    return at_the_door(
+        "effective_rank", operator, method, raise_on_failure, lambda: run(symmetric, cost, kept, effort, source)
+    )
+
+
+@final
+class _Kept:
+    """The partial trace of outer products of vectors: the named axes are kept, the others are summed over."""
+
+    def __init__(self, space: Space, axes: tuple[str, ...]) -> None:
+        self.shape = space.shape
+        self.positions = tuple(space.axis(name) for name in axes)
+        self.size = math.prod(space.shape[i] for i in self.positions)
+
+    def matrices(self, left: Float[Tensor, "S N"]) -> Float[Tensor, "S D R"]:
+        """The vectors as matrices, kept entries by traced entries, in float64."""
+        tensor = left.reshape(len(left), *self.shape)
+        kept = [i + 1 for i in self.positions]
+        return tensor.movedim(kept, list(range(1, len(kept) + 1))).reshape(len(left), self.size, -1).double()
+
+    def of(self, left: Float[Tensor, "S N"], right: Float[Tensor, "S N"]) -> Float[Tensor, "S D D"]:
+        """Partial trace of leftⱼ rightⱼᵀ, made symmetric, for each j."""
+        outer = self.matrices(left) @ self.matrices(right).mT
+        return (outer + outer.mT) / 2
+
+    def sum(self, left: Float[Tensor, "S N"], right: Float[Tensor, "S N"]) -> Float[Tensor, "D D"]:
+        """Partial trace of Σⱼ leftⱼ rightⱼᵀ, made symmetric."""
+        total = torch.zeros(self.size, self.size, dtype=torch.float64, device=left.device)
+        for one, other in zip(left, right, strict=True):
+            total += self.of(one[None], other[None])[0]
+        return total
+
+
+def _deflated(
+    operator: Operator, cost: int, kept: _Kept | None, effort: Effort, generator: torch.Generator
+) -> Estimate:
+    sketch = Sketch([operator], 1 / 3, generator, two_sided=True, cost=cost)
+
+    def read(total: int) -> Reading:
+        sketch.grow(total)
+        value, error = _whole(sketch) if kept is None else _along(sketch, kept)
+        return Reading(value, error, len(sketch.probes), sketch.spent)
+
+    return settle(effort, "deflated", read, pilot=cost * PILOT, eps=sketch.eps)
+
+
+def _whole(sketch: Sketch) -> tuple[float, float]:
+    """(tr A)²/‖A‖²_F and its error."""
+    (trace, traces), (square, squares) = sketch.trace(), sketch.inner()
+    return jackknife(
+        lambda mean: (trace + mean[..., 0]).square() / (square + mean[..., 1]), torch.stack([traces, squares], dim=1)
+    )
+
+
+def _along(sketch: Sketch, kept: _Kept) -> tuple[float, float]:
+    """(tr M)²/‖M‖²_F of the partial trace M, from the samples Cⱼ, and its error.
+
+    With T = Σ Cⱼ the mean over pairs is (‖T‖² − Σ‖Cⱼ‖²)/(S(S−1)); without the i-th sample
+    (‖T‖² − 2⟨Cᵢ, T⟩ − Σ‖Cⱼ‖² + 2‖Cᵢ‖²)/((S−1)(S−2)). No sample is kept: two passes make them one by one.
+    """
+    residual, probes = sketch.residual(), sketch.probes
+    held, count = _held(sketch, kept), len(probes)
+    total = count * held + kept.sum(residual, probes)
+    rows = []
+    for left, right in zip(residual, probes, strict=True):
+        sample = held + kept.of(left[None], right[None])[0]
+        rows.append(torch.stack([sample.trace(), (sample * total).sum(), sample.square().sum()]))
+    traces, withs, squares = torch.stack(rows, dim=1)
+    pairs = total.square().sum() - squares.sum()
+    mean = total / count
+    if count < MIN_PROBES or not bool(pairs > 0):
+        return float(mean.trace().square() / mean.square().sum()), math.inf
+    value = float(mean.trace().square() / pairs * (count * (count - 1)))
+    pairs_out = (pairs - 2 * withs + 2 * squares) / ((count - 1) * (count - 2))
+    return value, spread(((traces.sum() - traces) / (count - 1)).square() / pairs_out)
+
+
+def _held(sketch: Sketch, kept: _Kept) -> Float[Tensor, "D D"]:
+    """Partial trace of A − P A P = W Qᵀ + Q Wᵀ − Q (Qᵀ W) Qᵀ, with W = A Q."""
+    basis, image = sketch.basis, sketch.images[0]
+    return kept.sum(2 * image - sketch.core().to(basis.dtype) @ basis, basis)
+
+
+def _exact(operator: Operator, cost: int, kept: _Kept | None, effort: Effort, _generator: torch.Generator) -> Estimate:
+    check_exact_budget(cost * operator.in_space.size, effort)
+    products = Products(operator, cost)
+    trace = torch.zeros((), dtype=torch.float64, device=operator.in_space.device)
+    square = trace.clone() if kept is None else trace.new_zeros(kept.size, kept.size)
+    for unit in basis_blocks(operator.in_space, products.block):
+        image = products(unit)
+        trace = trace + inner(unit, image).sum()
+        square = square + (inner(image, image).sum() if kept is None else kept.sum(image, unit))
+    norm = square if kept is None else square.square().sum()
+    return Estimate(float(trace.square() / norm), 0.0, products.count, Status.CONVERGED, "exact")
+
+
+_METHODS: dict[str, Callable[[Operator, int, _Kept | None, Effort, torch.Generator], Estimate]] = {
+    "deflated": _deflated,
+    "exact": _exact,
+}
+
+
+def _check_axes(space: Space, axes: tuple[str, ...]) -> tuple[str, ...]:
+    """Return the names if they are some, but not all, axes of the space."""
+    names = (axes,) if isinstance(axes, str) else tuple(axes)
+    known = ", ".join(map(repr, space.axes))
+    if not names or set(names) == set(space.axes):
+        raise ValueError(
+            f"`axes` must name some of the axes {known}, but not all; got {names}. For the whole operator leave it out."
+        )
+    if len(set(names)) != len(names) or not set(names) <= set(space.axes):
+        raise ValueError(f"`axes` must be different names out of {known}; got {names}.")
+    return names

@@ -1,0 +1,132 @@
+"""Spectra: the leading modes of an operator."""
+
+import dataclasses
+from typing import final
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from kpflow._checks import check_generator, check_positive
+from kpflow.operators import Operator
+
+from .base import Effort, NotFiniteError, Status, check_operator, not_finite
+from .krylov import Triplets, leading
+
+__all__ = ["Modes", "modes"]
+
+
+@final
+@dataclasses.dataclass(frozen=True, eq=False)
+class Modes:
+    """The K leading modes of an operator: A vᵢ = λᵢ vᵢ if it is symmetric, A vᵢ = σᵢ uᵢ otherwise.
+
+    Args:
+        values: λ or σ, largest magnitude first, shape `[K]`; negative eigenvalues keep their sign.
+        vectors: Orthonormal eigenvectors, or left singular vectors u, each of the shape of what A gives, `[K, *out]`.
+            The entry of largest magnitude is positive.
+        right_vectors: The same tensor for symmetric operators; else v, of the shape of what A takes, `[K, *in]`.
+        residuals: ‖A v − λ v‖, or ‖Aᵀ u − σ v‖, shape `[K]`: an eigenvalue or singular value of A lies within this
+            distance of each value.
+        num_matvecs: Products taken, with A or Aᵀ.
+        status: How it ended.
+        method: The method that was used.
+    """
+
+    values: Float[Tensor, " K"]
+    vectors: Float[Tensor, "K *out"]
+    right_vectors: Float[Tensor, "K *in"]
+    residuals: Float[Tensor, " K"]
+    num_matvecs: int
+    status: Status
+    method: str
+
+    def __repr__(self) -> str:
+        shown = ", ".join(f"{value:.4g}" for value in self.values[:5].tolist())
+        more = ", ..." if len(self.values) > 5 else ""
+        warning = "" if self.status is Status.CONVERGED else f"; {self.status.value}"
+        return f"Modes([{shown}{more}] ({self.num_matvecs} products, {self.method}{warning}))"
+
+
+def modes(
+    operator: Operator,
+    k: int = 10,
+    *,
+    tol: float = 1e-5,
+    budget: int | None = None,
+    generator: torch.Generator | None = None,
+    raise_on_failure: bool = True,
+) -> Modes:
+    """The k modes of largest magnitude: eigenpairs of a symmetric operator, singular triplets of any other.
+
+    Operators with a side of at most 200 entries are formed and diagonalised. Larger ones are done by randomised block
+    Krylov with full orthogonalisation and thick restarts, with Rayleigh–Ritz on V A Vᵀ (symmetric) or the SVD of A V
+    (Musco and Musco 2015). It keeps about 2 max(60, 4 (k + 4)) vectors.
+
+    Args:
+        operator: A. Its own `symmetric` decides between eigenpairs and singular triplets.
+        k: How many modes, at most the smaller side of A.
+        tol: Converged when every residual is below tol · |λ₁|; at least 100 times the rounding unit. The eigenvalues
+            themselves are then far better: their error is of the order of the residual squared over the gap.
+        budget: The most products with A and Aᵀ (1000 if not given).
+        generator: Draws the first block; a fresh one with seed 0 if None.
+        raise_on_failure: Raise if a product is not finite; otherwise the result's status says so, and it has no modes.
+
+    Raises:
+        TypeError: `operator` is no operator, or `generator` no generator.
+        ValueError: `k` is larger than the operator, the budget does not suffice for one block, or a number is out of
+            range.
+        FloatingPointError: A product holds NaN or inf.
+
+    Example:
+        >>> from kpflow.operators import Diagonal
+        >>> result = modes(Diagonal(torch.tensor([1.0, -3.0, 2.0])), k=2)
+        >>> result.values
+        tensor([-3.,  2.])
+        >>> result.vectors
+        tensor([[0., 1., 0.],
+                [0., 0., 1.]])
+    """
+    check_operator("operator", operator)
+    effort = _check_numbers(operator, k, tol, budget)
+    source = check_generator("generator", generator, operator.in_space.device)
+    floor = 100 * torch.finfo(operator.in_space.dtype).eps
+    try:
+        found = leading(operator, k, tol=max(tol, floor), budget=effort.budget, generator=source)
+    except NotFiniteError as failure:
+        if raise_on_failure:
+            raise not_finite("modes", operator, failure.spent) from None
+        return _no_modes(operator, failure.spent)
+    return _shaped(operator, found)
+
+
+def _check_numbers(operator: Operator, k: int, tol: float, budget: int | None) -> Effort:
+    check_positive("k", k, integer=True)
+    check_positive("tol", tol)
+    effort = Effort.of(None, budget)
+    size = min(operator.in_space.size, operator.out_space.size)
+    if k > size:
+        raise ValueError(f"`k` must be at most {size}, the smaller side of {operator!r}; got {k}.")
+    least = k if operator.symmetric else 2 * k
+    if effort.budget < least:
+        raise ValueError(
+            f"`budget` must be at least {least} for {k} modes of this operator, one block; got {effort.budget}."
+        )
+    return effort
+
+
+def _shaped(operator: Operator, found: Triplets) -> Modes:
+    """The triplets in the shapes and the dtype of the operator's spaces, with their signs fixed."""
+    dtype, count = operator.in_space.dtype, len(found.values)
+    largest = found.left.abs().argmax(1, keepdim=True)
+    flip = torch.where(found.left.gather(1, largest) < 0, -1.0, 1.0).to(dtype)
+    vectors = (flip * found.left).reshape(count, *operator.out_shape)
+    right = vectors if operator.symmetric else (flip * found.right).reshape(count, *operator.in_shape)
+    status = Status.CONVERGED if found.converged else Status.BUDGET_EXHAUSTED
+    residuals = found.residuals.to(dtype)
+    return Modes(found.values.to(dtype), vectors, right, residuals, found.spent, status, found.method)
+
+
+def _no_modes(operator: Operator, spent: int) -> Modes:
+    left, right = operator.out_space.zeros(0), operator.in_space.zeros(0)
+    return Modes(left.new_zeros(0), left, right, left.new_zeros(0), spent, Status.NOT_FINITE, "none")

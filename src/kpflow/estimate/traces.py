@@ -1,0 +1,287 @@
+"""The trace: Hutchinson, Hutch++, one-sided and exact. A new method is a function and a line in `_METHODS`."""
+
+import dataclasses
+import math
+from collections.abc import Callable
+from typing import final
+
+import torch
+from torch import Tensor
+
+from kpflow._checks import check_generator, check_one_of
+from kpflow.operators import Gramian, Operator
+
+from .base import (
+    PILOT,
+    Effort,
+    Estimate,
+    Products,
+    Reading,
+    Status,
+    at_the_door,
+    basis_blocks,
+    check_exact_budget,
+    check_operator,
+    exact_pays,
+    inner,
+    jackknife,
+    settle,
+    signs,
+)
+from .sketch import Sketch, orthonormal_rows, project_out
+
+__all__ = ["trace"]
+
+AUTO_SWITCH = 400
+"""One-sided probes that "auto" is ready to take: beyond, Hutch++ is cheaper. Chosen by experience."""
+
+
+def trace(
+    operator: Operator,
+    *,
+    method: str = "auto",
+    rtol: float | None = None,
+    budget: int | None = None,
+    sketch_fraction: float | None = None,
+    generator: torch.Generator | None = None,
+    raise_on_failure: bool = True,
+) -> Estimate:
+    """tr A = Σᵢ Aᵢᵢ, from products with A.
+
+    Methods, with g random signs (E g gᵀ = I), m products, and Q orthonormal:
+        "hutchinson": mean of ⟨g, A g⟩; variance 2 (‖A‖²_F − Σ Aᵢᵢ²)/m for symmetric A.
+        "hutch++": tr(Qᵀ A Q) + mean ⟨g, (I−QQᵀ) A (I−QQᵀ) g⟩ with Q a basis of A S for q = f m columns of signs S
+            (Meyer, Musco, Musco, Woodruff 2021). Exact to rounding if rank A ≤ q. It keeps 2 (q + s) vectors.
+        "one-sided-reverse": A = F Fᵀ: mean of ‖Fᵀ g‖², products with Fᵀ only (of F M Fᵀ: ⟨Fᵀ g, M Fᵀ g⟩).
+        "one-sided-forward": A = F Fᵀ: mean of ‖F g‖² with g in the space F takes, products with F only.
+        "exact": Σᵢ ⟨eᵢ, A eᵢ⟩, as many products as A has rows (F has columns, if fewer); error 0.
+        "auto": exact if the space has at most 64 entries (or as many as a budget that is to be spent as a whole);
+            for A = F Fᵀ one-sided-reverse, unless 36 probes show that more than 400 would be needed; else hutch++.
+
+    Args:
+        operator: A, from a space to itself; it need not be symmetric nor positive.
+        method: One of the above. The result says which one "auto" took.
+        rtol: Stop when the standard error is below rtol · |value|, looked at after 36 products and then at growing
+            intervals, and with the error's own uncertainty added. The claim: the value is within 2 rtol of the truth in
+            95 % of runs. 1e-2 if neither `rtol` nor `budget` is given.
+        budget: The most products to take (1000 if not given); without `rtol`, all of them are taken. One product is
+            one with A, or for the one-sided methods one with F or Fᵀ.
+        sketch_fraction: f. For hutch++ between 0 and 1/2: 1/3 (default) is the classical split q = s = m/3, 1/6 the
+            split of the trace-estimation paper. For the one-sided methods between 0 (default) and 1: the part of the
+            first probes that are made orthonormal and summed exactly, tr = ‖Fᵀ Q‖² + mean ‖Fᵀ (I−QQᵀ) g‖²; the paper
+            has 1/6. That Q is random, so it is no sketch of the range.
+        generator: Draws the probes; a fresh one with seed 0 if None.
+        raise_on_failure: Raise if a product is not finite; otherwise the result's status says so.
+
+    Returns:
+        The estimate; its standard error is that of the mean over probes (of the residual part, for hutch++).
+
+    Raises:
+        TypeError: `operator` is no operator, or `generator` no generator.
+        ValueError: `operator` is not square, `method` is unknown or does not fit the operator, or a number is out of
+            range.
+        FloatingPointError: A product holds NaN or inf.
+
+    References:
+        Theory §5.2 and §13.1; "Fast NTK Alignment, Norm and Effective Rank via Trace Estimation", arXiv 2511.10796.
+
+    Example:
+        >>> from kpflow.operators import Dense
+        >>> print(trace(Dense(torch.diag(torch.tensor([1.0, 2.0, 3.0])))))
+        6 ± 0 (3 products, exact)
+        >>> a = torch.randn(200, 200, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
+        >>> estimate = trace(Dense(a @ a.T), rtol=1e-2)
+        >>> abs(float(estimate) / float((a @ a.T).trace()) - 1) < 2e-2
+        True
+    """
+    check_operator("operator", operator, square=True, why="The trace of A Aᵀ is frobenius_norm(A) squared.")
+    check_one_of("method", method, ("auto", *_METHODS))
+    _check_fits(operator, method)
+    job = _Job(operator, Effort.of(rtol, budget), _check_fraction(method, sketch_fraction), generator)
+    run = _auto if method == "auto" else _METHODS[method]
+    return at_the_door("trace", operator, method, raise_on_failure, lambda: run(job))
+
+
+@final
+class _Job:
+    """A checked task: the operator, the effort, the split, and the generator on the operator's device."""
+
+    def __init__(
+        self, operator: Operator, effort: Effort, fraction: float | None, generator: torch.Generator | None
+    ) -> None:
+        self.operator = operator
+        self.effort = effort
+        self.fraction = fraction
+        self.generator = check_generator("generator", generator, operator.in_space.device)
+        self.eps = torch.finfo(operator.in_space.dtype).eps
+
+    def settle(self, method: str, read: Callable[[int], Reading]) -> Estimate:
+        return settle(self.effort, method, read, eps=self.eps)
+
+
+@final
+class _Sampler:
+    """Mean of independent samples, of which `draw(count)` gives more; `held` is added, `products` counts.
+
+    The samples live on as long as the sampler, so a second reading goes on from the first.
+    """
+
+    def __init__(self, products: Products, draw: Callable[[int], Tensor], held: float = 0.0) -> None:
+        self.products = products
+        self.draw = draw
+        self.held = held
+        self.samples = torch.zeros(0, dtype=torch.float64, device=products.operator.in_space.device)
+
+    def read(self, total: int) -> Reading:
+        """Draw until `total` products are spent."""
+        while (room := total - self.products.count) > 0:
+            self.samples = torch.cat([self.samples, self.draw(min(room, self.products.block))])
+        value, error = jackknife(lambda mean: mean[..., 0], self.samples[:, None])
+        return Reading(self.held + value, error, len(self.samples), self.products.count)
+
+
+def _hutchinson(job: _Job) -> Estimate:
+    products = Products(job.operator)
+
+    def draw(count: int) -> Tensor:
+        probes = signs(job.operator.in_space, count, job.generator)
+        return inner(probes, products(probes))
+
+    return job.settle("hutchinson", _Sampler(products, draw).read)
+
+
+def _hutchpp(job: _Job) -> Estimate:
+    sketch = Sketch([job.operator], job.fraction or 1 / 3, job.generator, two_sided=True)
+
+    def read(total: int) -> Reading:
+        sketch.grow(total)
+        held, samples = sketch.trace()
+        value, error = jackknife(lambda mean: mean[..., 0], samples[:, None])
+        return Reading(held + value, error, len(samples), sketch.spent)
+
+    return job.settle("hutch++", read)
+
+
+def _one_sided(job: _Job, side: Operator, metric: Operator | None) -> _Sampler:
+    """Samples of ⟨B g, M B g⟩ for B = Fᵀ or F, with g made orthogonal to what is summed exactly."""
+    products = Products(side)
+    measure = (lambda image: image) if metric is None else Products(metric)
+    first = job.effort.budget if job.effort.whole else min(PILOT, job.effort.budget)
+    columns = min(int((job.fraction or 0.0) * first), side.in_space.size)
+    basis = orthonormal_rows(signs(side.in_space, columns, job.generator), _no_vectors(side))
+    image = products(basis)
+
+    def draw(count: int) -> Tensor:
+        probes = signs(side.in_space, count, job.generator)
+        deflated = products(project_out(probes, basis))
+        return inner(deflated, measure(deflated))
+
+    return _Sampler(products, draw, float(inner(image, measure(image)).sum()))
+
+
+def _reverse(job: _Job) -> _Sampler:
+    gramian = _gramian(job.operator)
+    return _one_sided(job, gramian.jacobian.T, gramian.metric)
+
+
+def _one_sided_reverse(job: _Job) -> Estimate:
+    return job.settle("one-sided-reverse", _reverse(job).read)
+
+
+def _one_sided_forward(job: _Job) -> Estimate:
+    return job.settle("one-sided-forward", _one_sided(job, _gramian(job.operator).jacobian, None).read)
+
+
+def _exact(job: _Job) -> Estimate:
+    """The sum over unit vectors, by the cheaper side where there are two."""
+    side, metric = job.operator, None
+    if isinstance(job.operator, Gramian):
+        side, metric = job.operator.jacobian.T, job.operator.metric
+        if metric is None and side.out_space.size < side.in_space.size:
+            side = side.T
+    size = side.in_space.size
+    check_exact_budget(size, job.effort)
+    products, total = Products(side), 0.0
+    measure = (lambda image: image) if metric is None else Products(metric)
+    for unit in basis_blocks(side.in_space, products.block):
+        image = products(unit)
+        one_sided = isinstance(job.operator, Gramian)
+        total += float(inner(image, measure(image)).sum() if one_sided else inner(unit, image).sum())
+    return Estimate(total, 0.0, products.count, Status.CONVERGED, "exact")
+
+
+def _auto(job: _Job) -> Estimate:
+    if exact_pays(_exact_size(job.operator), job.effort):
+        return _exact(job)
+    return _one_sided_or_hutchpp(job) if isinstance(job.operator, Gramian) else _hutchpp(job)
+
+
+def _one_sided_or_hutchpp(job: _Job) -> Estimate:
+    """One-sided, unless the pilot shows a spectrum so short that Hutch++ needs fewer products."""
+    sampler, effort = _reverse(job), job.effort
+    if effort.whole or effort.budget <= PILOT:
+        return job.settle("one-sided-reverse", sampler.read)
+    pilot = settle(dataclasses.replace(effort, budget=PILOT), "one-sided-reverse", sampler.read, eps=job.eps)
+    goal = effort.rtol * abs(pilot.value)
+    if not math.isfinite(goal) or PILOT * pilot.standard_error**2 <= AUTO_SWITCH * goal**2:
+        return job.settle("one-sided-reverse", sampler.read)
+    job.effort = dataclasses.replace(effort, budget=effort.budget - pilot.num_matvecs)
+    result = _hutchpp(job)
+    return dataclasses.replace(result, num_matvecs=result.num_matvecs + pilot.num_matvecs)
+
+
+_METHODS: dict[str, Callable[[_Job], Estimate]] = {
+    "hutchinson": _hutchinson,
+    "hutch++": _hutchpp,
+    "one-sided-reverse": _one_sided_reverse,
+    "one-sided-forward": _one_sided_forward,
+    "exact": _exact,
+}
+
+
+def _exact_size(operator: Operator) -> int:
+    """Products of the exact method."""
+    if isinstance(operator, Gramian) and operator.metric is None:
+        return min(operator.in_space.size, operator.jacobian.in_space.size)
+    return operator.in_space.size
+
+
+def _gramian(operator: Operator) -> Gramian:
+    if not isinstance(operator, Gramian):
+        raise TypeError(f"The one-sided methods need a Gramian; got {type(operator).__name__}.")
+    return operator
+
+
+def _no_vectors(operator: Operator) -> Tensor:
+    space = operator.in_space
+    return torch.zeros(0, space.size, dtype=space.dtype, device=space.device)
+
+
+def _check_fits(operator: Operator, method: str) -> None:
+    """Raise if a one-sided method is asked for where F is not known, or is not enough."""
+    if not method.startswith("one-sided"):
+        return
+    if not isinstance(operator, Gramian):
+        raise ValueError(
+            f"`method` {method!r} needs an operator A = F Fᵀ whose factor F is known (a Gramian); got {operator!r}. "
+            f"Use 'hutch++' or 'auto'."
+        )
+    if method == "one-sided-forward" and operator.metric is not None:
+        raise ValueError(
+            f"`method` 'one-sided-forward' needs a Gramian without a metric; got {operator!r}, which has one. "
+            f"Use 'one-sided-reverse', which takes any metric."
+        )
+
+
+def _check_fraction(method: str, fraction: float | None) -> float | None:
+    """Raise unless `sketch_fraction` suits the method; None is the method's default."""
+    if fraction is None:
+        return None
+    if method not in ("hutch++", "one-sided-reverse", "one-sided-forward"):
+        raise ValueError(
+            f"`sketch_fraction` is for 'hutch++' and the one-sided methods; got it with {method!r}. Leave it out."
+        )
+    high = 0.5 if method == "hutch++" else 1.0
+    if not 0 < fraction < high:
+        raise ValueError(f"`sketch_fraction` must be between 0 and {high:g} for method {method!r}; got {fraction!r}.")
+    return fraction
