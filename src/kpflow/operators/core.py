@@ -340,7 +340,8 @@ def _factors(operator: Operator) -> tuple[Operator, ...]:
 
 
 def _terms(operator: Operator) -> tuple[Operator, ...]:
-    return operator.terms if isinstance(operator, Sum) else (operator,)
+    c, base = _unscaled(operator)
+    return tuple(c * term for term in base.terms) if isinstance(base, Sum) else (operator,)
 
 
 def _unscaled(operator: Operator) -> tuple[float, Operator]:
