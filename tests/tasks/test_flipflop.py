@@ -75,8 +75,9 @@ def test_the_grid_begins_with_every_pattern_once():
     assert patterns == set(itertools.product([-1.0, 1.0], repeat=4))
 
 
-def test_the_grid_first_makes_every_transition_of_one_bit():
-    K, task = 3, FlipFlop(K=3)
+@pytest.mark.parametrize("K", [2, 3, 4])
+def test_the_grid_first_makes_every_transition_of_one_bit(K):
+    task = FlipFlop(K=K)
     period = round(1 / (task.p * K))
     trials = task.sample(K * 2**K, mode="grid")
     before, after = trials.targets[:, period - 1], trials.targets[:, period]
@@ -89,6 +90,7 @@ def test_the_grid_first_makes_every_transition_of_one_bit():
 def test_every_pulse_of_the_grid_after_the_first_step_flips_one_bit(K, p):
     trials = FlipFlop(K=K, p=p).sample(2 ** (K + 1), mode="grid")
     later = trials.inputs_clean[:, 1:] != 0
+    assert torch.equal(trials.targets.abs(), torch.ones_like(trials.targets))
     assert torch.equal(later, torch.diff(trials.targets, dim=1) != 0)
     times = later.any(dim=2)[0].nonzero()[:, 0] + 1
     period = max(1, round(1 / (p * K))) if p else 90
