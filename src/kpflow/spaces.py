@@ -142,7 +142,7 @@ class Space:
             return {self.parts[0].name: vector}
         pieces = vector.split([part.size for part in self.parts], dim=-1)
         return {
-            part.name: piece.reshape(*piece.shape[:-1], *part.shape)  # splits one axis, so it stays a view
+            part.name: piece.reshape((*piece.shape[:-1], *part.shape))  # splits one axis, so it stays a view
             for part, piece in zip(self.parts, pieces, strict=True)
         }
 
@@ -179,11 +179,11 @@ class Space:
 
     def zeros(self, *probes: int) -> Tensor:
         """Zeros `[*probes, *shape]`."""
-        return torch.zeros(*probes, *self.shape, dtype=self.dtype, device=self.device)
+        return torch.zeros((*probes, *self.shape), dtype=self.dtype, device=self.device)
 
     def __repr__(self) -> str:
         if self.flat is None:
-            body = " × ".join(f"{axis} {size}" for axis, size in zip(self.axes, self.shape, strict=True))
+            body = " × ".join(f"{axis} {size}" for axis, size in zip(self.axes, self.shape, strict=True)) or "scalar"
         else:
             body = f"{self.flat} {self.size} in {len(self.parts)} part{'s' if len(self.parts) > 1 else ''}"
         place = "" if self.device.type == "cpu" else f", {self.device}"

@@ -186,8 +186,9 @@ def _on_blocks(product: Callable[[NDArray], NDArray], space: Space) -> Callable[
         columns = block.detach().cpu().flatten(1).numpy().T  # [in, k]
         try:
             result = product(columns)
-        except NotImplementedError:
-            raise TypeError("The SciPy operator has no adjoint. Give it rmatvec or rmatmat.") from None
+        except (NotImplementedError, TypeError) as error:  # what SciPy raises where a product was not given
+            message = f"The SciPy operator failed: {error}. If this was its adjoint, give it rmatvec or rmatmat."
+            raise TypeError(message) from error
         array = np.array(result.T, dtype=_NUMPY[space.dtype], order="C")
         return torch.from_numpy(array).to(space.device).reshape(len(block), *space.shape)
 

@@ -81,7 +81,7 @@ class Operator(abc.ABC):
         space.check("vector", vector)
         probes = vector.shape[: vector.ndim - space.ndim]  # [*probes, *in_shape]
         result = self._apply(vector.reshape(math.prod(probes), *space.shape))
-        return result.reshape(*probes, *self.out_shape)
+        return result.reshape((*probes, *self.out_shape))
 
     def __matmul__(self, other: "Operator") -> "Operator":
         _check_operator("@", other)
