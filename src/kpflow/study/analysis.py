@@ -1,0 +1,192 @@
+"""Analysis: a model at one training step → a record of everything that is measured there."""
+
+import copy
+import dataclasses
+import datetime
+import json
+from collections.abc import Callable, Mapping
+from typing import Any, final
+
+import numpy as np
+import torch
+import xarray as xr
+from torch import Tensor, nn
+
+from kpflow import __version__, _checks, flow
+from kpflow.states import Linearisation, linearise
+from kpflow.tasks import Trials
+
+from . import measures
+
+__all__ = ["Settings", "analyse"]
+
+
+@final
+@dataclasses.dataclass(frozen=True)
+class Settings:
+    """What decides the numbers of an analysis, besides the model and the trials.
+
+    Args:
+        modes: Leading eigenvalues of NTK and K, and singular values of P.
+        width: Length of the axis `mode`; the spectra of cores and states fill it, shorter ones end in NaN.
+        leading: Leading eigenvectors of the NTK that are kept.
+        rtol: Relative standard error at which an estimate stops.
+        budget: The most products for one estimate, and a third of those for a spectrum.
+        learning_rate: η of the gradient step whose effect is predicted and then tried on a copy.
+        seed: Of all random probes.
+    """
+
+    modes: int = 10
+    width: int = 20
+    leading: int = 4
+    rtol: float = 0.05
+    budget: int = 36
+    learning_rate: float = 1e-3
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        for name in ("modes", "width", "leading", "budget"):
+            _checks.check_positive(name, getattr(self, name), integer=True)
+        for name in ("rtol", "learning_rate"):
+            _checks.check_positive(name, getattr(self, name))
+        if not self.leading <= self.modes <= self.width:
+            raise ValueError(
+                f"`leading` ≤ `modes` ≤ `width` must hold; got {self.leading}, {self.modes}, {self.width}."
+            )
+
+
+def analyse(
+    model: nn.Module,
+    trials: Trials,
+    *,
+    loss: Callable[[Tensor], Tensor],
+    score: Callable[[Tensor], float] | None = None,
+    core: str | None = None,
+    step: int = 0,
+    settings: Settings | None = None,
+) -> xr.Dataset:
+    """Analyse `model` on `trials`: P, K and NTK, the collapse pipeline, cores and trajectories.
+
+    The model and the global random state are left as they are. Axes: step (length 1), trial, time, unit, mode, stage,
+    leading, component; see `kpflow.study.measures` for what each variable is.
+
+    Args:
+        model: A recurrent module, or one that contains a recurrent core.
+        trials: The trials to analyse on, the same at every step.
+        loss: From the model's outputs `[B, T, O]` to a scalar.
+        score: From the outputs to a number, if there is one.
+        core: Name of the recurrent submodule.
+        step: The training step, a label.
+        settings: What decides the numbers.
+
+    Raises:
+        ValueError: The model cannot be linearised on these trials, or the loss does not fit; the message says why.
+
+    Example:
+        >>> import kpflow as kp
+        >>> task = kp.tasks.MemoryPro(stimulus=2, memory=2, response=2, grace=0.0)
+        >>> trials = task.sample(3, mode="grid", noise=False)
+        >>> record = analyse(nn.GRU(3, 3, batch_first=True), trials, loss=lambda y: task.loss(y, trials))
+        >>> dict(record.sizes)["time"], bool(record.propagator_trace >= 3 * 6 * 3)
+        (6, True)
+    """
+    settings = settings or Settings()
+    with torch.no_grad():
+        lin = _linearise(model, trials, core)
+        response = flow.response(lin, loss, learning_rate=settings.learning_rate)
+        found = _losses(model, trials, core, lin, response, loss, score)
+        found |= measures.operator_measures(
+            lin,
+            width=settings.width,
+            modes=settings.modes,
+            leading=settings.leading,
+            rtol=settings.rtol,
+            budget=settings.budget,
+            seed=settings.seed,
+        )
+        found |= measures.stage_measures(response, trials.inputs, lin, trials.targets)
+        found |= measures.core_measures(lin, settings.width)
+        found |= measures.trajectory_measures(lin.states)
+    return _dataset(found, trials, lin, step, _attributes(model, trials, core, settings))
+
+
+def _linearise(model: nn.Module, trials: Trials, core: str | None) -> Linearisation:
+    whole = bool((trials.length == trials.num_steps).all())
+    return linearise(model, trials.inputs, core=core, lengths=None if whole else trials.length)
+
+
+def _losses(
+    model: nn.Module,
+    trials: Trials,
+    core: str | None,
+    lin: Linearisation,
+    response: flow.Response,
+    loss: Callable[[Tensor], Tensor],
+    score: Callable[[Tensor], float] | None,
+) -> measures.Variables:
+    """Loss and score, and what one gradient step does to the loss: as predicted, and as tried on a copy."""
+    outputs = _outputs(lin)
+    stepped = copy.deepcopy(model)
+    change = lin.parameters.split(-response.learning_rate * response.gradient)
+    for name, parameter in stepped.named_parameters():
+        if name in change:
+            parameter.add_(change[name])
+    # in float64, for the difference of two nearly equal losses
+    before, after = (float(loss(y.double())) for y in (outputs, _outputs(_linearise(stepped, trials, core))))
+    values = {
+        "loss": response.loss,
+        "score": np.nan if score is None else float(score(outputs)),
+        "predicted_loss_change": response.predicted_loss_change,
+        "actual_loss_change": after - before,
+    }
+    return {name: ((), np.array(value)) for name, value in values.items()}
+
+
+def _outputs(lin: Linearisation) -> Tensor:
+    if lin.readout is None:
+        raise ValueError("`model` must have outputs for a loss; got a step alone. Give a module with a read-out.")
+    return lin.readout.outputs
+
+
+def _dataset(
+    found: measures.Variables, trials: Trials, lin: Linearisation, step: int, attributes: Mapping[str, Any]
+) -> xr.Dataset:
+    variables = {name: (("step", *axes), np.asarray(values)[None]) for name, (axes, values) in found.items()}
+    conditions = {name: ("trial", values.cpu().numpy()) for name, values in trials.conditions.items()}
+    sizes = {
+        axis: size
+        for name in variables
+        for axis, size in zip(variables[name][0], variables[name][1].shape, strict=True)
+    }
+    coordinates = {
+        "step": [step],
+        "trial": np.arange(trials.num_trials),
+        "time": ("time", np.arange(trials.num_steps) * (trials.dt / 1000), {"units": "s"}),
+        "unit": np.arange(lin.states.shape[-1]),
+        "mode": np.arange(sizes["mode"]),
+        "stage": list(measures.STAGES),
+    }
+    return xr.Dataset(variables, {**coordinates, **conditions}, attributes)
+
+
+def _attributes(model: nn.Module, trials: Trials, core: str | None, settings: Settings) -> dict[str, Any]:
+    inner = model.get_submodule(core) if core else model
+    around = f" inside {type(model).__name__}" if core else ""
+    described = {
+        **dataclasses.asdict(settings),
+        "probes": f"at most {settings.budget}",
+        "core": core or "the model itself",
+        "trials": trials.num_trials,
+        "steps_per_trial": trials.num_steps,
+        "dtype": str(trials.inputs.dtype).removeprefix("torch."),
+    }
+    return {
+        "title": f"How gradient descent shapes {type(inner).__name__}",
+        "model": f"{str(inner).splitlines()[0]}{around}",
+        "kpflow_version": __version__,
+        "torch_version": str(torch.__version__),
+        "seed": settings.seed,
+        "settings": json.dumps(described),
+        "created": datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
+        **({"condition": next(iter(trials.conditions))} if trials.conditions else {}),
+    }

@@ -1,0 +1,176 @@
+"""Analysis of a folder of checkpoints, step by step, such that it can be interrupted at any moment."""
+
+import dataclasses
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, final
+
+import torch
+import xarray as xr
+from torch import nn
+
+from kpflow import __version__, _checks
+from kpflow.tasks import Task
+
+from .analysis import Settings, analyse
+from .checkpoints import Checkpoint, CheckpointFile, list_checkpoints, load_into, read_checkpoint
+from .store import Store, key_of
+from .tensors import fingerprint
+
+__all__ = ["Progress", "analyse_folder"]
+
+
+@final
+@dataclasses.dataclass(frozen=True)
+class Progress:
+    """Where an analysis stands: `done` of `total` checkpoints; `step` is the one that was finished, and how.
+
+    Args:
+        done: Checkpoints that are finished.
+        total: Checkpoints in the folder.
+        step: The training step of the one that was just finished.
+        outcome: `"analysed"`, `"found"` (in the store already) or `"skipped"`.
+        reason: Why it was skipped.
+    """
+
+    done: int
+    total: int
+    step: int
+    outcome: str
+    reason: str = ""
+
+
+def analyse_folder(
+    folder: str | Path,
+    make_model: Callable[[], nn.Module],
+    task: Task,
+    *,
+    core: str | None = None,
+    trials: int = 30,
+    settings: Settings | None = None,
+    store: str | Path | None = None,
+    trust_pickle: bool = False,
+    progress: Callable[[Progress], None] | None = None,
+) -> xr.Dataset:
+    """Analyse every checkpoint in `folder` on the same trials, and return the record of all steps.
+
+    Each step is stored as soon as it is done, whole or not at all. Steps that were analysed already, with the same
+    weights, model, task and settings, are not analysed again; results of other ones stay in the store and are not
+    mixed in. Checkpoints with weights that are not finite are skipped, and the attribute `skipped` says so.
+
+    Args:
+        folder: Where the checkpoints are, of any kind that `list_checkpoints` finds.
+        make_model: Makes the model that was trained; its weights are then those of each checkpoint.
+        task: What it was trained on.
+        core: Name of the recurrent submodule; None if the model itself is recurrent.
+        trials: How many trials of the task's grid to analyse on, without noise.
+        settings: What decides the numbers.
+        store: Where the results go; by default `analysis` in the folder.
+        trust_pickle: Read checkpoints that can run code of their own; only for files that you trust.
+        progress: Called after each checkpoint.
+
+    Raises:
+        FileNotFoundError: There is no checkpoint.
+        TypeError: `make_model` gives no module.
+        ValueError: The weights do not fit the model, the model cannot be linearised, or no weights are finite.
+
+    Example:
+        >>> import tempfile, kpflow as kp
+        >>> from kpflow.study import save_checkpoint
+        >>> make = lambda: nn.GRU(3, 3, batch_first=True)
+        >>> task = kp.tasks.MemoryPro(stimulus=2, memory=2, response=2, grace=0.0)
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     for step in (0, 10):
+        ...         _ = save_checkpoint(f"{folder}/step-{step}", make(), step)
+        ...     record = analyse_folder(folder, make, task, trials=3)
+        >>> record.step.values.tolist(), record.attrs["task"]
+        ([0, 10], 'MemoryPro')
+    """
+    _checks.check_positive("trials", trials, integer=True)
+    settings = settings or Settings()
+    model = _model(make_model)
+    files = list_checkpoints(folder, trust_pickle=trust_pickle)
+    results = Store(Path(folder) / "analysis" if store is None else store)
+    results.clean()
+    study = _Study(model, task, core, trials, settings, results)
+    keys: dict[int, str] = {}
+    skipped: dict[int, str] = {}
+    for done, file in enumerate(files, start=1):
+        checkpoint = read_checkpoint(file.path, trust_pickle=trust_pickle)
+        reason = _not_finite(checkpoint)
+        if reason:
+            skipped[file.step] = reason
+            outcome = "skipped"
+        else:
+            keys[file.step], outcome = study.run(file, checkpoint)
+        if progress is not None:
+            progress(Progress(done, len(files), file.step, outcome, reason))
+    if not keys:
+        raise ValueError(f"`{folder}` must hold finite weights; got none: {next(iter(skipped.values()))}")
+    results.select(keys)
+    record = results.read()
+    return record.assign_attrs(step_from=files[0].step_from, skipped=json.dumps(skipped))
+
+
+@final
+@dataclasses.dataclass(frozen=True, eq=False)
+class _Study:
+    """What all steps of one analysis share."""
+
+    model: nn.Module
+    task: Task
+    core: str | None
+    trials: int
+    settings: Settings
+    store: Store
+
+    def run(self, file: CheckpointFile, checkpoint: Checkpoint) -> tuple[str, str]:
+        """Analyse and store one checkpoint, unless that was done; returns its key and what was done."""
+        key = key_of(self._identity(), fingerprint(checkpoint.state_dict))
+        if self.store.has(file.step, key):
+            return key, "found"
+        load_into(self.model, checkpoint)
+        dtype = next(parameter.dtype for parameter in self.model.parameters())
+        trials = self.task.sample(self.trials, mode="grid", noise=False, dtype=dtype)
+        record = analyse(
+            self.model,
+            trials,
+            loss=lambda outputs: self.task.loss(outputs, trials),
+            score=lambda outputs: self.task.score(outputs, trials)["accuracy"],
+            core=self.core,
+            step=file.step,
+            settings=self.settings,
+        )
+        self.store.append(record.assign_attrs(task=type(self.task).__name__), key)
+        return key, "analysed"
+
+    def _identity(self) -> dict[str, Any]:
+        """What decides the numbers besides the weights."""
+        return {
+            **dataclasses.asdict(self.settings),
+            "model": str(self.model),
+            "task": repr(self.task),
+            "core": self.core,
+            "trials": self.trials,
+            "version": __version__,
+        }
+
+
+def _model(make_model: Callable[[], nn.Module]) -> nn.Module:
+    model = make_model()
+    if not isinstance(model, nn.Module):
+        raise TypeError(
+            f"`make_model` must give a torch.nn.Module; got {type(model).__name__}. Return the model that was trained."
+        )
+    if next(model.parameters(), None) is None:
+        raise ValueError("`make_model` must give a model with parameters; got one without any.")
+    return model.eval()
+
+
+def _not_finite(checkpoint: Checkpoint) -> str:
+    """Which weights are not finite, in words; empty if all are."""
+    for name, value in checkpoint.state_dict.items():
+        if not bool(torch.isfinite(value).all()):
+            return f"`{name}` in {checkpoint.source.name} is not finite: the training had diverged."
+    return ""

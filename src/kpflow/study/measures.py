@@ -1,0 +1,186 @@
+"""What is measured at one training step: operators, collapse, leading modes, cores and trajectories, as arrays."""
+
+from typing import TypeAlias
+
+import numpy as np
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from kpflow import estimate, flow
+from kpflow.operators import Gramian, Operator
+from kpflow.states import Linearisation
+
+__all__ = [
+    "STAGES",
+    "Variables",
+    "core_measures",
+    "effective_dimension",
+    "operator_measures",
+    "padded",
+    "stage_measures",
+    "trajectory_measures",
+]
+
+Variables: TypeAlias = dict[str, tuple[tuple[str, ...], np.ndarray]]
+"""Names to axes and values; every variable gets the axis `step` in front later."""
+
+STAGES = ("inputs", "states", "error", "adjoint", "kernel_adjoint", "change", "targets")
+"""The collapse pipeline: inputs, S, ∂L/∂S, Pᵀ ∂L/∂S, K Pᵀ ∂L/∂S, P K Pᵀ ∂L/∂S, targets."""
+
+COMPONENTS = 3
+
+
+def operator_measures(
+    lin: Linearisation, *, width: int, modes: int, leading: int, rtol: float, budget: int, seed: int
+) -> Variables:
+    """Effective rank, trace and leading spectrum of NTK, P and K, and the leading modes of the NTK.
+
+    Effective rank and trace of P are those of P Pᵀ (the trace is ‖P‖²_F), its spectrum are singular values. The
+    spectra of Gramians come from their smaller side, FᵀF and F Fᵀ having the same.
+
+    Args:
+        lin: The linearised state equation.
+        width: Length of the axis `mode`; what is not computed is NaN.
+        modes: Leading eigenvalues and singular values that are computed.
+        leading: Leading eigenvectors of the NTK that are kept.
+        rtol: Relative standard error at which an estimate stops.
+        budget: The most products for one estimate.
+        seed: Of the generator of each quantity, so that none depends on which were computed before.
+    """
+    P, K, ntk = flow.Propagator(lin), flow.ParameterKernel(lin), flow.Ntk(lin)
+    effort = {"rtol": rtol, "budget": budget, "raise_on_failure": False}
+    found: Variables = {}
+    for name, operator, gram in (
+        ("ntk", ntk, _small_side(ntk)),
+        ("kernel", K, _small_side(K)),
+        ("propagator", P, P.T @ P),
+    ):
+        rank = estimate.effective_rank(gram, generator=_generator(lin, seed), **effort)
+        trace = estimate.trace(operator if operator.symmetric else gram, generator=_generator(lin, seed), **effort)
+        for quantity, result in (("effective_rank", rank), ("trace", trace)):
+            found[f"{name}_{quantity}"] = ((), np.array(result.value))
+            found[f"{name}_{quantity}_error"] = ((), np.array(result.standard_error))
+        spectrum = _modes(gram, modes, budget, seed)
+        values = spectrum.values.double().clamp(min=0)
+        found[f"{name}_spectrum"] = (("mode",), padded(values if operator.symmetric else values.sqrt(), width))
+        if name == "ntk":
+            found |= _ntk_modes(ntk, spectrum.vectors[:leading], leading)
+    return found
+
+
+def stage_measures(response: flow.Response, inputs: Tensor, lin: Linearisation, targets: Tensor) -> Variables:
+    """Effective dimension along the collapse pipeline, from the inputs to the change of the states."""
+    stages = (inputs, lin.states, response.error, response.adjoint, response.immediate, response.change, targets)
+    dimensions = [effective_dimension(stage.flatten(0, 1)) for stage in stages]
+    return {"effective_dimension": (("stage",), np.array(dimensions))}
+
+
+def effective_dimension(data: Float[Tensor, "N F"]) -> float:
+    """(tr C)² / tr C² with C = ZᵀZ, uncentred: how many directions the rows of Z `[N, F]` take part in; NaN for Z = 0.
+
+    Example:
+        >>> round(effective_dimension(torch.eye(3)), 6), round(effective_dimension(torch.ones(5, 3)), 6)
+        (3.0, 1.0)
+    """
+    squares = torch.linalg.svdvals(data.double()).square()
+    return float(squares.sum().square() / squares.square().sum())
+
+
+def core_measures(lin: Linearisation, width: int) -> Variables:
+    """The core's spectrum, the states' own, and how far their leading subspaces over time and trials agree.
+
+    The core is C = M Mᵀ with M `[B·T, F]` what all weights of the recurrence see: earlier states, inputs, and a column
+    of ones for each bias. `core_spectrum` are its eigenvalues, `state_spectrum` the variances of the states' principal
+    components, and `core_state_overlap[m - 1]` is ‖Uᵀ V‖²_F / m for the m leading left singular vectors U of M and V
+    of the (uncentred) states: 1 if the core's time-trial modes are those of the states. Empty where the weight sites
+    are not known.
+    """
+    sites = lin.sites()
+    if not sites:
+        return {}
+    seen = torch.cat([site.features.flatten(0, 1) for site in sites.values()], dim=1).double()
+    states = lin.states.flatten(0, 1).double()  # [B·T, H]
+    left, values, _ = torch.linalg.svd(seen, full_matrices=False)
+    own, *_ = torch.linalg.svd(states, full_matrices=False)
+    variances = torch.linalg.svdvals(states - states.mean(0)).square() / len(states)
+    count = min(width, left.shape[1], own.shape[1])
+    squares = (left[:, :count].mT @ own[:, :count]).square().cumsum(0).cumsum(1).diagonal()
+    overlap = squares / torch.arange(1, count + 1, dtype=torch.float64)
+    arrays = {"core_spectrum": values.square(), "state_spectrum": variances, "core_state_overlap": overlap}
+    return {name: (("mode",), padded(array[:width], width)) for name, array in arrays.items()}
+
+
+def trajectory_measures(states: Float[Tensor, "B T H"]) -> Variables:
+    """The states in their own first principal components, and the share of variance of each."""
+    rows = states.flatten(0, 1).double()
+    centred = rows - rows.mean(0)
+    _, values, axes = torch.linalg.svd(centred, full_matrices=False)
+    count = min(COMPONENTS, len(axes))
+    axes = _fix_signs(axes[:count])
+    path = torch.full((*states.shape[:2], COMPONENTS), torch.nan, dtype=torch.float64)
+    path[..., :count] = (centred @ axes.mT).unflatten(0, states.shape[:2]).cpu()
+    share = values.square() / values.square().sum()
+    return {
+        "trajectory": (("trial", "time", "component"), path.numpy().astype(np.float32)),
+        "trajectory_variance": (("component",), padded(share[:count], COMPONENTS)),
+    }
+
+
+def padded(values: Float[Tensor, " K"], width: int) -> np.ndarray:
+    """The values as float64, followed by NaN up to `width`.
+
+    Example:
+        >>> padded(torch.tensor([2.0, 1.0]), 3)
+        array([ 2.,  1., nan])
+    """
+    result = np.full(width, np.nan)
+    result[: min(len(values), width)] = values[:width].double().cpu().numpy()
+    return result
+
+
+def _small_side(gramian: Gramian) -> Operator:
+    """FᵀF where it is smaller than F Fᵀ: the same eigenvalues but zeros, on shorter vectors."""
+    factor = gramian.jacobian
+    return factor.T @ factor if factor.in_space.size < factor.out_space.size else gramian
+
+
+def _modes(gram: Operator, count: int, budget: int, seed: int) -> estimate.Modes:
+    """Leading eigenpairs, to a residual of 5 % of the first: eigenvalues are then far better (its square)."""
+    generator = torch.Generator(gram.in_space.device).manual_seed(seed)
+    count = min(count, gram.in_space.size)
+    return estimate.modes(gram, count, tol=5e-2, budget=3 * budget, generator=generator, raise_on_failure=False)
+
+
+def _ntk_modes(ntk: flow.Ntk, vectors: Tensor, count: int) -> Variables:
+    """The leading eigenvectors as matrices over (time and trials) × units: their dominant singular pairs.
+
+    A vector of the smaller side becomes one of the states by the Jacobian: u = P J v / ‖P J v‖.
+    """
+    states = ntk.jacobian(vectors) if vectors.shape[1:] == ntk.jacobian.in_shape else vectors  # [K, B, T, H]
+    B, T, H = ntk.out_shape
+    over_time = np.full((count, B, T), np.nan, np.float32)
+    over_units = np.full((count, H), np.nan, np.float32)
+    share = np.full(count, np.nan)
+    for k, state in enumerate(states):
+        left, values, right = torch.linalg.svd(state.flatten(0, 1).double(), full_matrices=False)
+        column = left[:, 0]
+        sign = torch.sign(column[column.abs().argmax()])
+        over_time[k] = (sign * column).unflatten(0, (B, T)).cpu().numpy()
+        over_units[k] = (sign * right[0]).cpu().numpy()
+        share[k] = float(values[0].square() / values.square().sum())
+    return {
+        "ntk_mode_time": (("leading", "trial", "time"), over_time),
+        "ntk_mode_unit": (("leading", "unit"), over_units),
+        "ntk_mode_separability": (("leading",), share),
+    }
+
+
+def _fix_signs(rows: Float[Tensor, "K N"]) -> Float[Tensor, "K N"]:
+    """Each row with its entry of largest magnitude positive."""
+    largest = rows.gather(1, rows.abs().argmax(1, keepdim=True))
+    return rows * torch.where(largest < 0, -1.0, 1.0).to(rows.dtype)
+
+
+def _generator(lin: Linearisation, seed: int) -> torch.Generator:
+    return torch.Generator(lin.space.device).manual_seed(seed)
