@@ -28,9 +28,10 @@ _CURVES = (("core_spectrum", "kernel", "^", "core of K"), ("state_spectrum", "st
 def self_referential_bias(record: Record, *, width: float = WIDE) -> Figure:
     """The spectrum of K's Kronecker core beside the variances of the states' PCA, each divided by its sum.
 
-    The core of a weight matrix is the Gram matrix of what the weight sees; for the recurrent weights those are the states
-    themselves, so gradient descent moves first along what the states already do. Shown at the first and the last analysed
-    step; if the record has it, also the overlap of the leading core modes with the states' leading time courses.
+    The core of a weight matrix is the Gram matrix of what the weight sees; for the recurrent weights those are the
+    states themselves, so gradient descent moves first along what the states already do. Shown at the first and the last
+    analysed step; if the record has it, also the overlap of the leading core modes with the states' leading time
+    courses.
 
     Args:
         record: Holds `core_spectrum(step, mode)` and `state_spectrum(step, mode)`, perhaps
@@ -59,11 +60,12 @@ def self_referential_bias(record: Record, *, width: float = WIDE) -> Figure:
         _pair(axis, shares, pick, step_words(float(record["step"].values[pick])).capitalize())
     if overlap is not None:
         _overlap(axes.flat[-1], overlap)
-    keys = [
-        Line2D([], [], color=PALETTE[role], marker=m, markersize=4, lw=1.5, label=words) for _, role, m, words in _CURVES
-    ]
-    legend(figure, keys, width)
+    legend(figure, [_key(role, marker, words) for _, role, marker, words in _CURVES], width)
     return figure
+
+
+def _key(role: str, marker: str, words: str) -> Line2D:
+    return Line2D([], [], color=PALETTE[role], marker=marker, markersize=4, linewidth=1.5, label=words)
 
 
 def _shares(spectrum: xr.DataArray) -> xr.DataArray:
@@ -87,7 +89,7 @@ def _overlap(axes: Axes, overlap: xr.DataArray) -> None:
         words = step_words(float(overlap["step"].values[pick]))
         values = overlap.values[pick]
         axes.plot(np.arange(1, len(values) + 1), values, color=colour, linewidth=1.5, label=words)
-    panel(axes, title="Overlap of the subspaces", x="leading modes", y="overlap")
+    panel(axes, title="Overlap of the subspaces", x="leading modes")
     whole_numbers(axes)
     axes.set_ylim(0, 1.05)
     axes.legend(loc="lower right", frameon=False, fontsize=8.5, labelcolor=PALETTE["ink"], handlelength=1.4)

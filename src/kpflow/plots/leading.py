@@ -28,9 +28,9 @@ MOST_TRIALS, MOST_TIMES = 60, 300
 def ntk_modes(record: Record, *, width: float = WIDE) -> Figure:
     """The leading eigenvectors of the NTK at the first and at the last analysed step.
 
-    An eigenvector v[trial, time, unit] is shown by its dominant separable part a[trial, time] · b[unit]: a as a heat map
-    (trials in the order of their condition, scaled to its largest entry, whose sign is made positive) and as one time
-    course per trial, coloured by condition. The percentage is the part's share of the mode's squared norm.
+    An eigenvector v[trial, time, unit] is shown by its dominant separable part a[trial, time] · b[unit]: a as a heat
+    map (trials in the order of their condition, scaled to its largest entry, whose sign is made positive) and as one
+    time course per trial, coloured by condition. The percentage is the part's share of the mode's squared norm.
 
     Args:
         record: Holds `ntk_mode_time(step, leading, trial, time)`, perhaps `ntk_mode_separability(step, leading)`.
@@ -79,7 +79,7 @@ def _cell(heat: Axes, course: Axes, record: xr.Dataset, mode: xr.DataArray, titl
     trials = condition.order[thin(len(condition.order), MOST_TRIALS)]
     times = thin(mode.sizes["time"], MOST_TIMES)
     pattern = mode.values / mode.values.flat[np.nanargmax(np.abs(mode.values))]
-    instants = mode["time"].values.astype(float) if "time" in mode.coords else np.arange(mode.sizes["time"], dtype=float)
+    instants = np.asarray(mode["time"].values, dtype=float)  # the index where the record gives no times
     _heat(heat, pattern[np.ix_(trials, times)], instants[times], title, side)
     _courses(course, pattern[:, times], instants[times], condition, trials)
 

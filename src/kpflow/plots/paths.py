@@ -19,7 +19,8 @@ _TURN, _TILT = np.deg2rad(-35.0), np.deg2rad(24.0)
 def trajectories(record: Record, *, width: float = WIDE, count: int = 3) -> Figure:
     """The states of each trial in their first three principal components at `count` steps of training.
 
-    Seen from a fixed direction without perspective; coloured by condition, a dot at the end of each trial. The components are those of each step's own states; their signs are chosen to agree with the last step.
+    Seen from a fixed direction without perspective; coloured by condition, a dot at the end of each trial. The
+    components are those of each step's own states; their signs are chosen to agree with the last step.
 
     Args:
         record: Holds `trajectory(step, trial, time, component)`, perhaps `trajectory_variance(step, component)`.

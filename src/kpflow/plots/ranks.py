@@ -11,7 +11,7 @@ from .style import OPERATORS, PALETTE, WIDE, grid, is_narrow, legend, log_axis, 
 
 __all__ = ["effective_ranks"]
 
-_TITLES = {"effective_rank": "Effective rank", "trace": "Size: tr NTK, ‖P‖²_F, tr K"}
+_TITLES = {"effective_rank": "Effective rank", "trace": "Trace (of P Pᵀ for P)"}
 
 
 def effective_ranks(record: Record, *, width: float = WIDE) -> Figure:
@@ -44,7 +44,7 @@ def effective_ranks(record: Record, *, width: float = WIDE) -> Figure:
     figure, axes = grid(width, columns, len(kinds) // columns, panel_height=2.7, legend_rows=1)
     for kind, axis in zip(kinds, axes.flat, strict=True):
         _estimates(axis, record, [f"{name}_{kind}" for name in operators if has(record, f"{name}_{kind}")])
-        panel(axis, title=_TITLES[kind], y="number of directions" if kind == "effective_rank" else "trace")
+        panel(axis, title=_TITLES[kind])
         step_axis(axis, record["step"].values)
     legend(figure, [_key(name) for name in operators], width, columns=3)
     return figure
@@ -56,16 +56,14 @@ def _key(operator: str) -> Line2D:
 
 
 def _estimates(axes: Axes, record: xr.Dataset, names: list[str]) -> None:
-    steps, shown, covered = record["step"].values, [], []
-    for name in names:
-        values = series(record, name)
+    arrays = {name: series(record, name) for name in names}
+    steps = record["step"].values
+    for name, values in arrays.items():
         bars = series(record, f"{name}_error").values if has(record, f"{name}_error") else np.zeros(len(steps))
         operator = name.split("_")[0]
         axes.errorbar(
             steps, values.values, yerr=np.nan_to_num(bars), color=PALETTE[operator], marker=OPERATORS[operator][1],
-            markersize=3.4, linewidth=1.5, elinewidth=1, capsize=2,
+            markersize=2.6, linewidth=1.4, elinewidth=1.2, capsize=2.4,
         )  # fmt: skip
-        shown.append(values.values)
-        covered.append(covered_steps(values))
-    mark_missing(axes, steps, np.intersect1d(covered[0], covered[-1]) if len(covered) > 1 else covered[0])
-    log_axis(axes, np.concatenate(shown))
+    mark_missing(axes, steps, covered_steps(*arrays.values()))
+    log_axis(axes, np.concatenate([values.values for values in arrays.values()]))

@@ -19,6 +19,7 @@ __all__ = [
     "missing_steps",
     "probe_words",
     "series",
+    "shorten",
     "thin",
 ]
 
@@ -142,6 +143,16 @@ def thin(size: int, limit: int) -> np.ndarray:
     return np.arange(size) if size <= limit else np.unique(np.linspace(0, size - 1, limit).round().astype(int))
 
 
+def shorten(text: str, most: int = 24) -> str:
+    """A name from a record, cut to fit into a figure.
+
+    Example:
+        >>> shorten("a name that is far too long for the edge of a panel")
+        'a name that is far too …'
+    """
+    return text if len(text) <= most else text[: most - 1] + "…"
+
+
 @final
 @dataclasses.dataclass(frozen=True, eq=False)
 class Conditions:
@@ -193,10 +204,11 @@ def conditions(record: xr.Dataset) -> Conditions:
 def _conditions_of(name: str, values: np.ndarray) -> Conditions:
     if not np.issubdtype(values.dtype, np.number):
         categories, codes = np.unique(values.astype(str), return_inverse=True)
-        return Conditions(name, codes.astype(float), "category", tuple(categories.tolist()))
+        names = tuple(shorten(category) for category in categories.tolist())
+        return Conditions(shorten(name), codes.astype(float), "category", names)
     if "angle" in name or "theta" in name:
-        return Conditions(f"{name} (rad)", np.mod(values.astype(float), 2 * np.pi), "angle")
-    return Conditions(name, values.astype(float), "number")
+        return Conditions(f"{shorten(name)} (rad)", np.mod(values.astype(float), 2 * np.pi), "angle")
+    return Conditions(shorten(name), values.astype(float), "number")
 
 
 def probe_words(settings: dict[str, Any]) -> str:

@@ -5,7 +5,7 @@ import xarray as xr
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from .records import Record, check_record, chosen_steps, covered_steps, series
+from .records import Record, check_record, chosen_steps, covered_steps, series, shorten
 from .style import (
     PALETTE,
     WIDE,
@@ -47,8 +47,8 @@ def collapse_pipeline(record: Record, *, width: float = WIDE, count: int = 4) ->
 
     Raises:
         TypeError: `record` is no xarray.Dataset.
-        ValueError: `record` has no steps, no finite effective dimension, or stages without names; `count` is not a whole
-            number from 1 to 5.
+        ValueError: `record` has no steps, no finite effective dimension, or stages without names; `count` is not a
+            whole number from 1 to 5.
 
     Example:
         >>> import xarray as xr
@@ -71,7 +71,7 @@ def collapse_pipeline(record: Record, *, width: float = WIDE, count: int = 4) ->
 
 
 def _dress(stage: str) -> tuple[str, str, str]:
-    words, role, marker = STAGES.get(stage, (stage, "muted", "o"))
+    words, role, marker = STAGES.get(stage, (shorten(stage), "muted", "o"))
     return words, PALETTE[role], marker
 
 
@@ -97,9 +97,7 @@ def _along_pipeline(axes: Axes, dimension: xr.DataArray, count: int) -> None:
     places = np.arange(len(stages))
     for pick, colour in zip(picks, sequence_colours(len(picks)), strict=True):
         words = step_words(float(dimension["step"].values[pick]))
-        axes.plot(
-            places, dimension.values[pick], color=colour, marker="o", markersize=3.4, linewidth=1.5, label=words
-        )
+        axes.plot(places, dimension.values[pick], color=colour, marker="o", markersize=3.4, linewidth=1.5, label=words)
     panel(axes, title="Along the pipeline")
     axes.set_xticks(places, stages, rotation=38, ha="right", rotation_mode="anchor", parse_math=False)
     axes.tick_params(axis="x", labelcolor=PALETTE["ink"])

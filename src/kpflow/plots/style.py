@@ -1,14 +1,14 @@
 """How every figure looks: one palette, quiet axes, plain-text labels, and nothing global."""
 
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, SupportsFloat
 
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.colors import Colormap, LinearSegmentedColormap, ListedColormap, to_hex
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
-from matplotlib.ticker import FixedLocator, FuncFormatter, LogLocator, MaxNLocator, NullFormatter, NullLocator
+from matplotlib.ticker import FixedLocator, FuncFormatter, LogLocator, MaxNLocator, NullLocator
 
 from .records import Conditions
 
@@ -119,14 +119,14 @@ def panel(axes: Axes, *, title: str = "", x: str = "", y: str = "") -> None:
         spine.set(visible=side in ("left", "bottom"), color=PALETTE["rule"], linewidth=0.8)
 
 
-def step_words(step: float) -> str:
-    """A training step in words, its thousands apart.
+def step_words(step: SupportsFloat) -> str:
+    r"""A training step in words, its thousands apart.
 
     Example:
         >>> step_words(20500)
         'step 20\u202f500'
     """
-    return f"step {step:,.0f}".replace(",", "\u202f")
+    return f"step {float(step):,.0f}".replace(",", "\u202f")
 
 
 def _short_step(step: float, _: int | None = None) -> str:
@@ -163,7 +163,7 @@ def log_axis(axes: Axes, values: np.ndarray) -> None:
     else:
         axes.yaxis.set_major_locator(LogLocator(base=10, subs=(1.0, 2.0, 5.0), numticks=12))
     axes.yaxis.set_major_formatter(FuncFormatter(_log_words))
-    axes.yaxis.set_minor_formatter(NullFormatter())
+    axes.yaxis.set_minor_locator(NullLocator())
 
 
 def _log_words(value: float, _: int | None = None) -> str:

@@ -33,7 +33,8 @@ def loss_and_score(record: Record, *, width: float = WIDE) -> Figure:
     for name, role, axis in zip(names, ("ink", "score"), axes.flat, strict=False):
         values = series(record, name)
         _line(axis, values, role)
-        panel(axis, title=name.capitalize(), y=name)
+        mark_missing(axis, values["step"].values, covered_steps(values))
+        panel(axis, title=name.capitalize())
         step_axis(axis, values["step"].values)
         if name == "loss":
             log_axis(axis, values.values)
@@ -66,24 +67,26 @@ def loss_change(record: Record, *, width: float = WIDE) -> Figure:
     figure, axes = grid(width, columns, 2 // columns, panel_height=2.4, legend_rows=1)
     both, ratio = axes.flat
     lines = [_line(both, predicted, "ntk", label="predicted"), _line(both, actual, "ink", label="actual", marker="x")]
-    panel(both, title="Change of the loss in one step", y="change of loss")
+    for axis in axes.flat:
+        mark_missing(axis, record["step"].values, covered_steps(predicted, actual))
+    panel(both, title="Change of the loss in one step")
     step_axis(both, record["step"].values)
     ratio.axhline(1, color=PALETTE["muted"], linewidth=0.8, linestyle=(0, (4, 3)))
     _line(ratio, actual / predicted.where(predicted != 0), "ink")
-    panel(ratio, title="Actual / predicted", y="ratio")
+    panel(ratio, title="Actual / predicted")
     step_axis(ratio, record["step"].values)
     legend(figure, lines, width)
     return figure
 
 
 def _line(axes: Axes, values, role: str, *, label: str = "", marker: str = "o"):
-    steps = values["step"].values
-    covered = covered_steps(values)
-    mark_missing(axes, steps, covered)
-    colour = PALETTE[role]
     (line,) = axes.plot(
-        steps, values.values, color=colour, linewidth=1.6, marker=marker, markersize=3.2, label=label or role
+        values["step"].values,
+        values.values,
+        color=PALETTE[role],
+        linewidth=1.6,
+        marker=marker,
+        markersize=3.2,
+        label=label or role,
     )
     return line
-
-

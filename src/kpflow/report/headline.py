@@ -65,7 +65,7 @@ def _row(record: xr.Dataset, words: str, name: str) -> Row:
     values = series(record, name)
     errors = series(record, f"{name}_error").values if has(record, f"{name}_error") else np.full(values.size, np.nan)
     covered, steps = covered_steps(values), values["step"].values
-    first, last = (number(values.values[k], errors[k]) for k in (covered[0], covered[-1]))
+    first, last = (number(float(values.values[k]), float(errors[k])) for k in (covered[0], covered[-1]))
     whole = covered[0] == 0 and covered[-1] == len(steps) - 1
     return Row(words, first, last, "" if whole else f"{step_words(steps[covered[0]])} to {steps[covered[-1]]:g}")
 

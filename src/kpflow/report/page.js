@@ -104,12 +104,12 @@
     }
 
     function projector(width, height) {
-      const scale = (0.46 * view.zoom * Math.min(width, height)) / size(step);
+      const scale = (0.43 * view.zoom * Math.min(width, height)) / size(step);
       const [ct, st, ce, se] = [Math.cos(view.turn), Math.sin(view.turn), Math.cos(view.tilt), Math.sin(view.tilt)];
       return (x, y, z) => {
         const across = ct * x - st * y;
         const away = st * x + ct * y;
-        return [width / 2 + scale * across, height / 2 - scale * (ce * z + se * away), ce * away - se * z];
+        return [width / 2 + scale * across, height * 0.46 - scale * (ce * z + se * away), ce * away - se * z];
       };
     }
 
@@ -175,6 +175,7 @@
       const style = getComputedStyle(canvas);
       const [ct, st, ce, se] = [Math.cos(view.turn), Math.sin(view.turn), Math.cos(view.tilt), Math.sin(view.tilt)];
       const tips = [[ct, -se * st], [-st, -se * ct], [0, -ce]];
+      const origin = [52, height - 46];
       pen.font = "12px " + style.fontFamily;
       pen.fillStyle = pen.strokeStyle = style.color;
       pen.textBaseline = "middle";
@@ -183,11 +184,11 @@
       tips.forEach(([x, y], k) => {
         const share = paths.shares ? " " + paths.shares[step][k] : "";
         pen.beginPath();
-        pen.moveTo(70, height - 62);
-        pen.lineTo(70 + 32 * x, height - 62 + 32 * y);
+        pen.moveTo(...origin);
+        pen.lineTo(origin[0] + 26 * x, origin[1] + 26 * y);
         pen.stroke();
         pen.textAlign = x < -0.2 ? "right" : x > 0.2 ? "left" : "center";
-        pen.fillText("PC " + (k + 1) + share, 70 + 40 * x, height - 62 + 44 * y);
+        pen.fillText("PC " + (k + 1) + share, origin[0] + 33 * x, origin[1] + 36 * y);
       });
     }
 

@@ -1,4 +1,4 @@
-"""The page: render a record to one self-contained HTML text, and write it so that an old page is never half replaced."""
+"""The page: render a record to one self-contained HTML text, and write it without ever half replacing an old one."""
 
 import base64
 import dataclasses
@@ -15,7 +15,7 @@ from kpflow.plots import NARROW, WIDE, Record, check_record
 from kpflow.plots.style import step_words
 
 from .headline import headline, provenance
-from .sections import SECTIONS, Plot, Section
+from .sections import SECTIONS, Plot
 from .svg import inline_svg
 from .theme import DARK, LIGHT, scheme
 from .viewer import json_data, page_data, trajectory_data, viewer_note
@@ -33,8 +33,8 @@ def render(record: Record, *, title: str | None = None) -> str:
     page's content policy forbids any script but its own.
 
     Args:
-        record: The dataset of a study: axes step, trial, time, unit, mode, stage, component; any of its variables may be
-            missing, and entries that are not finite are left out.
+        record: The dataset of a study: axes step, trial, time, unit, mode, stage, component; any of its variables may
+            be missing, and entries that are not finite are left out.
         title: Of the page; by default the record's attribute "title".
 
     Returns:
@@ -144,8 +144,7 @@ def _shown(plot: Plot, record: xr.Dataset) -> _Shown:
     steps, caption = record["step"].values.tolist(), plot.words(record)
     wide, narrow = (
         inline_svg(
-            lambda width=width: plot.draw(record, width=width), name=f"{plot.name}-{kind}", alt=f"{plot.title}. {caption}",
-            steps=steps,
+            lambda width=width: plot.draw(record, width=width), name=f"{plot.name}-{kind}", alt=plot.title, steps=steps,
         )
         for kind, width in (("wide", WIDE), ("narrow", NARROW))
     )  # fmt: skip

@@ -92,8 +92,8 @@ SECTIONS = (
                 "Loss and score over training",
                 plots.loss_and_score,
                 ("loss",),
-                "Loss (logarithmic axis) and task score at every analysed checkpoint, on the analysis trials, which are "
-                "the same at every step. The step axis is logarithmic, with room for step 0.",
+                "Loss (logarithmic axis) and task score at every analysed checkpoint, on the analysis trials, which "
+                "are the same at every step. The step axis is logarithmic, with room for step 0.",
             ),
             Plot(
                 "loss-change",
@@ -109,17 +109,17 @@ SECTIONS = (
     Section(
         "operators",
         "Operators: propagator, parameter kernel, NTK",
-        "A step of gradient descent moves the states S by dS = −η P K Pᵀ ∂L/∂S. The propagator P is the linearised flow; "
-        "the parameter kernel K is what the weights can change at once; the state-space NTK is P K Pᵀ.",
+        "A step of gradient descent moves the states S by dS = −η P K Pᵀ ∂L/∂S. The propagator P is the linearised "
+        "flow; the parameter kernel K is what the weights can change at once; the state-space NTK is P K Pᵀ.",
         (
             Plot(
                 "ranks",
                 "Effective ranks and sizes",
                 plots.effective_ranks,
                 tuple(f"{name}_effective_rank" for name in ("ntk", "propagator", "kernel")),
-                "Left (first): effective rank (tr A)² / ‖A‖²_F of A = NTK, P Pᵀ and K, i.e. the number of directions that "
-                "carry the operator. Right (second): their traces; that of P Pᵀ is ‖P‖²_F. Traces and norms are estimated "
-                "matrix-free; bars are one standard error.",
+                "Effective rank (tr A)² / ‖A‖²_F of A = NTK, P Pᵀ and K, i.e. the number of directions that carry "
+                "the operator, and, where the record has them, their traces; that of P Pᵀ is ‖P‖²_F. Traces and "
+                "norms are estimated matrix-free; bars are one standard error.",
                 any_of=True,
                 sampled=True,
             ),
@@ -128,8 +128,9 @@ SECTIONS = (
                 "Leading spectra",
                 plots.spectra,
                 tuple(f"{name}_spectrum" for name in ("ntk", "propagator", "kernel")),
-                "Leading eigenvalues of NTK and K and leading singular values of P at chosen steps from the first to the "
-                "last, by block Krylov iterations with products alone. A steep fall means that few directions learn.",
+                "Leading eigenvalues of NTK and K and leading singular values of P at chosen steps from the first to "
+                "the last, by block Krylov iterations with products alone. A steep fall means that few directions "
+                "learn.",
                 any_of=True,
             ),
         ),
@@ -137,17 +138,18 @@ SECTIONS = (
     Section(
         "collapse",
         "The collapse pipeline",
-        "The error signal passes backwards through Pᵀ, through what the weights can change, K, and forwards through P. "
-        "Each stage may lose dimensions; the states can only change within what is left.",
+        "The error signal passes backwards through Pᵀ, through what the weights can change, K, and forwards through "
+        "P. Each stage may lose dimensions; the states can only change within what is left.",
         (
             Plot(
                 "pipeline",
                 "Effective dimension of each stage",
                 plots.collapse_pipeline,
                 ("effective_dimension",),
-                "Effective dimension (participation ratio tr(C)² / tr(C²) of the second moment C over trials and time, not "
-                "centred) of inputs, states, error ∂L/∂S, adjoint Pᵀ error, K Pᵀ error, the change P K Pᵀ error, and "
-                "targets: over training, and along the pipeline at chosen steps. Operators are applied exactly.",
+                "Effective dimension (participation ratio tr(C)² / tr(C²) of the second moment C over trials and "
+                "time, not centred) of inputs, states, error ∂L/∂S, adjoint Pᵀ error, K Pᵀ error, the change P K Pᵀ "
+                "error, and targets: over training, and along the pipeline at chosen steps. Operators are applied "
+                "exactly.",
             ),
         ),
     ),
@@ -161,10 +163,11 @@ SECTIONS = (
                 "Leading NTK modes over trials and time",
                 plots.ntk_modes,
                 ("ntk_mode_time",),
-                "Leading eigenvectors of the NTK at the first and the last analysed step. An eigenvector lives on trials × "
-                "time × units; shown is its dominant separable part, trials × time (heat map: trials from bottom to top in "
-                "the order of their condition; orange positive, blue negative, scaled to the largest entry; below: one "
-                "course per trial). In brackets: that part's share of the mode's squared norm.",
+                "Leading eigenvectors of the NTK at the first and the last analysed step. An eigenvector lives on "
+                "trials × time × units; shown is its dominant separable part, trials × time (heat map: trials from "
+                "bottom to top in the order of their condition; orange positive, blue negative, scaled to the "
+                "largest entry; below: one course per trial). In brackets: that part's share of the mode's squared "
+                "norm.",
                 note=_thinned({"trial": leading.MOST_TRIALS, "time": leading.MOST_TIMES}),
             ),
         ),
@@ -172,17 +175,18 @@ SECTIONS = (
     Section(
         "bias",
         "The self-referential bias",
-        "For a weight matrix, K is the Gram matrix of what the weight sees, times an identity. Recurrent weights see the "
-        "states: gradient descent prefers to change the states along what they already do.",
+        "For a weight matrix, K is the Gram matrix of what the weight sees, times an identity. Recurrent weights see "
+        "the states: gradient descent prefers to change the states along what they already do.",
         (
             Plot(
                 "core",
                 "The core of K beside the states’ own PCA",
                 plots.self_referential_bias,
                 ("core_spectrum", "state_spectrum"),
-                "Eigenvalues of the Kronecker core’s Gram matrix and variances of the states’ principal components, each "
-                "divided by its sum, at the first and the last analysed step. Overlap (where the record has it): of the "
-                "subspace of the leading core modes with that of the states’ leading time courses; 1 is the same.",
+                "Eigenvalues of the Kronecker core’s Gram matrix and variances of the states’ principal components, "
+                "each divided by its sum, at the first and the last analysed step. Overlap (where the record has "
+                "it): of the subspace of the leading core modes with that of the states’ leading time courses; 1 is "
+                "the same.",
             ),
         ),
     ),
@@ -196,9 +200,9 @@ SECTIONS = (
                 "States in three principal components",
                 plots.trajectories,
                 ("trajectory",),
-                "One line per trial, coloured by condition; a dot marks the end of the trial. Principal components are "
-                "those of each step’s own states, with the share of variance that each explains; their signs, which mean "
-                "nothing, are chosen to agree with the last step.",
+                "One line per trial, coloured by condition; a dot marks the end of the trial. Principal components "
+                "are those of each step’s own states, with the share of variance that each explains; their signs, "
+                "which mean nothing, are chosen to agree with the last step.",
                 viewer=True,
                 note=_thinned({"trial": paths.MOST_PATHS, "time": paths.MOST_POINTS}),
             ),

@@ -4,6 +4,7 @@ import io
 import json
 import re
 from collections.abc import Callable, Sequence
+from typing import Any, SupportsFloat
 from xml.etree import ElementTree
 
 import matplotlib
@@ -22,7 +23,7 @@ _REFERENCE = re.compile(r"url\(#([^)]+)\)")
 _NUMBER = re.compile(r"-?\d+\.\d{3,}")
 
 
-def inline_svg(draw: Callable[[], Figure], *, name: str, alt: str, steps: Sequence[float] = ()) -> Markup:
+def inline_svg(draw: Callable[[], Figure], *, name: str, alt: str, steps: Sequence[SupportsFloat] = ()) -> Markup:
     """Draw a figure and return it as an SVG element to stand in an HTML page.
 
     Colours of the palette become `var(--role, colour)`, so that the page decides between light and dark; fonts are the
@@ -37,11 +38,16 @@ def inline_svg(draw: Callable[[], Figure], *, name: str, alt: str, steps: Sequen
 
     Example:
         >>> markup = inline_svg(lambda: Figure(figsize=(2, 1)), name="empty", alt="Nothing at all")
-        >>> str(markup)[:64]
-        '<svg viewBox="0 0 144 72" role="img" aria-label="Nothing at all"'
+        >>> str(markup)[:65]
+        '<svg viewBox="0 0 144 72" role="img" aria-label="Nothing at all."'
     """
     stream = io.StringIO()
-    style = {"svg.fonttype": "none", "svg.hashsalt": name, "text.parse_math": False, "text.usetex": False}
+    style: dict[Any, Any] = {
+        "svg.fonttype": "none",
+        "svg.hashsalt": name,
+        "text.parse_math": False,
+        "text.usetex": False,
+    }
     with matplotlib.rc_context({**_defaults(), **style}):
         figure = draw()
         figure.savefig(stream, format="svg", transparent=True, metadata={"Date": None})
@@ -49,15 +55,17 @@ def inline_svg(draw: Callable[[], Figure], *, name: str, alt: str, steps: Sequen
     return Markup(ElementTree.tostring(_page_element(drawn, figure, name, alt, steps), encoding="unicode"))
 
 
-def _defaults() -> dict:
+def _defaults() -> dict[Any, Any]:
     """Matplotlib's own settings: a user's style sheet must not change a report."""
     return {key: value for key, value in matplotlib.rcParamsDefault.items() if not key.startswith("backend")}
 
 
 def _page_element(
-    drawn: ElementTree.Element, figure: Figure, name: str, alt: str, steps: Sequence[float]
+    drawn: ElementTree.Element, figure: Figure, name: str, alt: str, steps: Sequence[SupportsFloat]
 ) -> ElementTree.Element:
-    root = ElementTree.Element("svg", {"viewBox": drawn.get("viewBox", ""), "role": "img", "aria-label": alt})
+    root = ElementTree.Element("svg", {"viewBox": drawn.get("viewBox", ""), "role": "img"})
+    titles = [title for axes in figure.axes if (title := axes.get_title(loc="left"))]
+    root.set("aria-label", f"{alt}. Panels: {', '.join(titles)}." if titles else f"{alt}.")
     root.set("preserveAspectRatio", "xMidYMid meet")
     _, _, width, height = map(float, root.get("viewBox", "").split())
     if cursors := [_cursor(axes, steps, width, height) for axes in figure.axes if axes.get_label() == STEP_AXIS]:
@@ -67,7 +75,7 @@ def _page_element(
     return root
 
 
-def _cursor(axes: Axes, steps: Sequence[float], width: float, height: float) -> list:
+def _cursor(axes: Axes, steps: Sequence[SupportsFloat], width: float, height: float) -> list:
     to_page = axes.transData + axes.figure.transFigure.inverted()  # type: ignore[union-attr]
     box = axes.get_position()
     across = [to_page.transform((float(step), axes.get_ylim()[1]))[0] * width for step in steps]

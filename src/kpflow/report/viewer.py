@@ -31,11 +31,11 @@ _READOUTS = {
 
 
 def json_data(value: Any) -> Markup:
-    """JSON that no HTML parser can mistake for anything else.
+    r"""JSON that no HTML parser can mistake for anything else.
 
     Example:
         >>> json_data("</script>")
-        Markup('"\\\\u003c/script\\\\u003e"')
+        Markup('"\\u003c/script\\u003e"')
     """
     text = json.dumps(value, ensure_ascii=False, separators=(",", ":"), allow_nan=False)
     for letter in "<>&\u2028\u2029":
@@ -53,16 +53,18 @@ def page_data(record: xr.Dataset) -> dict[str, Any]:
 
 
 def trajectory_data(record: xr.Dataset) -> dict[str, Any] | None:
-    """Thinned trajectories as base64 of 16-bit integers `[step, trial, time, 3]` (−32768: none), or None without any."""
+    """Thinned trajectories as base64 of 16-bit integers `[step, trial, time, 3]` (−32768: none); None without any."""
     if not has(record, "trajectory"):
         return None
     paths, condition = aligned_trajectories(record), conditions(record)
     steps, trials, times = _picks(paths, condition.order)
-    kept = paths.values[np.ix_(steps, trials, times, range(3))]
+    kept = paths.values[np.ix_(steps, trials, times)]
     scale = float(np.nanmax(np.abs(kept), initial=0.0)) or 1.0
     packed = np.where(np.isfinite(kept), np.round(kept / scale * 32767), -32768).astype("<i2")
     places = {int(trial): place for place, trial in enumerate(trials)}
-    groups = [(n, c, [places[t] for t in map(int, which) if t in places]) for n, c, which in condition_groups(condition)]
+    groups = [
+        (n, c, [places[t] for t in map(int, which) if t in places]) for n, c, which in condition_groups(condition)
+    ]
     colours = condition_colours(condition)
     return {
         "steps": steps.tolist(),

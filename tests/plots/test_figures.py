@@ -1,0 +1,236 @@
+"""Every figure: what it draws is what the record holds, at both widths, and nothing global changes."""
+
+import inspect
+
+import matplotlib
+import numpy as np
+import pytest
+from matplotlib.figure import Figure
+from matplotlib.image import AxesImage
+
+from kpflow import plots
+from kpflow.plots import leading, paths, style
+from report.records import make_record
+
+FIGURES = {  # function: (a variable it cannot do without, panels of the full record)
+    "loss_and_score": ("loss", 2),
+    "loss_change": ("actual_loss_change", 2),
+    "effective_ranks": (None, 2),
+    "spectra": (None, 3),
+    "collapse_pipeline": ("effective_dimension", 2),
+    "ntk_modes": ("ntk_mode_time", 16),
+    "self_referential_bias": ("core_spectrum", 3),
+    "trajectories": ("trajectory", 3),
+}
+
+
+@pytest.fixture
+def record():
+    return make_record(steps=9, trials=8, times=12, units=5, modes=7, missing=(3,))
+
+
+def crosses(axes) -> list[float]:
+    """The steps that a panel marks as left out."""
+    return [
+        x
+        for line in axes.lines
+        if line.get_marker() == "x" and line.get_linestyle() == "None"
+        for x in line.get_xdata()
+    ]
+
+
+def test_every_figure_is_in_the_table():
+    public = {name: getattr(plots, name) for name in plots.__all__}
+    drawing = {
+        name
+        for name, value in public.items()
+        if inspect.isfunction(value) and inspect.signature(value).return_annotation in (Figure, "Figure")
+    }
+    assert drawing == set(FIGURES)
+
+
+@pytest.mark.parametrize("width", [style.WIDE, style.NARROW])
+@pytest.mark.parametrize("name", FIGURES)
+def test_draws_at_both_widths_and_touches_nothing(record, name, width):
+    settings, before = dict(matplotlib.rcParams), record.copy(deep=True)
+    figure = getattr(plots, name)(record, width=width)
+    figure.draw_without_rendering()
+    assert len(figure.axes) == FIGURES[name][1]
+    assert figure.get_figwidth() == width
+    assert dict(matplotlib.rcParams) == settings
+    assert record.identical(before)
+    boxes = [axes.get_position() for axes in figure.axes]
+    assert all(box.width * width > 0.6 and box.height * figure.get_figheight() > 0.3 for box in boxes)
+
+
+@pytest.mark.parametrize(("name", "variable"), [(n, v) for n, (v, _) in FIGURES.items() if v])
+def test_a_missing_variable_is_named(record, name, variable):
+    with pytest.raises(ValueError, match=f"must hold the variable '{variable}'; got "):
+        getattr(plots, name)(record.drop_vars(variable))
+
+
+@pytest.mark.parametrize("name", FIGURES)
+def test_no_record_no_figure(name):
+    with pytest.raises(TypeError, match=r"`record` must be an xarray.Dataset; got dict\."):
+        getattr(plots, name)({"loss": [1.0]})
+
+
+@pytest.mark.parametrize("name", ["effective_ranks", "spectra"])
+def test_none_of_several_variables(record, name):
+    with pytest.raises(ValueError, match="of an operator, such as 'ntk_"):
+        getattr(plots, name)(record[["loss"]])
+
+
+@pytest.mark.parametrize("name", ["spectra", "collapse_pipeline", "trajectories"])
+@pytest.mark.parametrize("count", [0, 6, -1])
+def test_a_count_out_of_range(record, name, count):
+    with pytest.raises(ValueError, match=f"`count` must be a whole number from 1 to 5; got {count}"):
+        getattr(plots, name)(record, count=count)
+
+
+def test_a_width_too_small(record):
+    with pytest.raises(ValueError, match=r"`width` must be a number of inches above 2; got 1\.5"):
+        plots.loss_and_score(record, width=1.5)
+
+
+def test_loss_is_logarithmic_and_score_is_not(record):
+    loss, score = plots.loss_and_score(record).axes
+    np.testing.assert_array_equal(loss.lines[0].get_ydata(), record["loss"])
+    np.testing.assert_array_equal(score.lines[0].get_ydata(), record["score"])
+    assert (loss.get_yscale(), score.get_yscale(), loss.get_xscale()) == ("log", "linear", "symlog")
+    assert crosses(loss) == []
+
+
+def test_a_loss_that_is_not_positive_stays_linear(record):
+    record["loss"] = record["loss"] - 1
+    assert plots.loss_and_score(record).axes[0].get_yscale() == "linear"
+
+
+def test_ratio_of_loss_changes(record):
+    ratio = plots.loss_change(record).axes[1]
+    (line,) = (line for line in ratio.lines if len(line.get_ydata()) == record.sizes["step"])
+    np.testing.assert_allclose(line.get_ydata(), record["actual_loss_change"] / record["predicted_loss_change"])
+
+
+def test_error_bars_are_one_standard_error(record):
+    ranks = plots.effective_ranks(record).axes[0]
+    for container, name in zip(ranks.containers, ("ntk", "propagator", "kernel"), strict=True):
+        line, _, (bars,) = container.lines
+        values, errors = record[f"{name}_effective_rank"].values, record[f"{name}_effective_rank_error"].values
+        np.testing.assert_array_equal(line.get_ydata(), values)
+        heights = np.array([np.ptp(segment[:, 1]) for segment in bars.get_segments() if len(segment)])
+        np.testing.assert_allclose(heights[np.isfinite(heights)], 2 * errors[np.isfinite(errors)])
+
+
+@pytest.mark.parametrize("name", ["loss_change", "effective_ranks", "collapse_pipeline"])
+def test_steps_left_out_are_marked(record, name):
+    axes = getattr(plots, name)(record).axes[0]
+    assert crosses(axes) == [record["step"].values[3]]
+
+
+def test_a_step_that_one_operator_alone_lacks_is_marked(record):
+    record["propagator_effective_rank"][5] = np.inf
+    assert crosses(plots.effective_ranks(record).axes[0]) == record["step"].values[[3, 5]].tolist()
+
+
+def test_spectra_show_the_first_and_the_last_analysed_step(record):
+    lines = plots.spectra(record, count=3).axes[0].lines
+    np.testing.assert_array_equal(lines[0].get_ydata(), record["ntk_spectrum"][0])
+    np.testing.assert_array_equal(lines[-1].get_ydata(), record["ntk_spectrum"][-1])
+    assert len(lines) == 3
+
+
+def test_pipeline_shows_each_stage_over_training_and_each_chosen_step_along_it(record):
+    training, pipeline = plots.collapse_pipeline(record, count=2).axes
+    np.testing.assert_array_equal(training.lines[0].get_ydata(), record["effective_dimension"][:, 0])
+    np.testing.assert_array_equal(pipeline.lines[1].get_ydata(), record["effective_dimension"][-1])
+    words = ["inputs", "states", "error", "Pᵀ error", "K Pᵀ error", "P K Pᵀ error", "targets"]
+    assert [label.get_text() for label in pipeline.get_xticklabels()] == words
+    assert {text.get_text() for text in training.texts} == set(words)
+
+
+def test_pipeline_with_a_stage_of_its_own(record):
+    renamed = record.assign_coords(stage=[*record["stage"].values[:-1], "a $ nobody knows"])
+    figure = plots.collapse_pipeline(renamed)
+    figure.draw_without_rendering()
+    assert figure.axes[1].get_xticklabels()[-1].get_text() == "a $ nobody knows"
+
+
+def test_pipeline_needs_names(record):
+    with pytest.raises(ValueError, match="must name its stages in a coordinate `stage`"):
+        plots.collapse_pipeline(record.drop_vars("stage"))
+
+
+def test_labels_at_the_edge_keep_their_distance(record):
+    record["effective_dimension"][-1] = 3.0  # all stages end at one point
+    figure = plots.collapse_pipeline(record)
+    figure.draw_without_rendering()
+    heights = sorted(text.get_position()[1] for text in figure.axes[0].texts)
+    assert np.diff(heights).min() > 0.07
+
+
+def test_modes_are_scaled_to_their_largest_entry_and_sorted_by_condition(record):
+    record = record.assign_coords(angle=("trial", record["angle"].values[::-1].copy()))
+    heat = plots.ntk_modes(record).axes[0]
+    (image,) = (child for child in heat.get_children() if isinstance(child, AxesImage))
+    mode = record["ntk_mode_time"].values[0, 0]
+    expected = mode / mode.flat[np.abs(mode).argmax()]
+    np.testing.assert_allclose(image.get_array(), expected[::-1])
+    assert image.get_array().max() == 1
+
+
+def test_modes_say_how_separable_they_are(record):
+    titles = [axes.get_title(loc="left") for axes in plots.ntk_modes(record).axes]
+    assert f"Mode 2 ({float(record['ntk_mode_separability'][0, 1]):.0%})" in titles
+
+
+def test_modes_that_were_not_computed_are_left_out(record):
+    record["ntk_mode_time"][:, 2:] = np.nan
+    assert len(plots.ntk_modes(record).axes) == 2 * 2 * 2
+
+
+def test_modes_are_thinned(monkeypatch, record):
+    monkeypatch.setattr(leading, "MOST_TRIALS", 3)
+    (image,) = plots.ntk_modes(record).axes[0].images
+    assert image.get_array().shape == (3, 12)
+
+
+def test_bias_compares_shares(record):
+    first = plots.self_referential_bias(record).axes[0]
+    for line, name in zip(first.lines, ("core_spectrum", "state_spectrum"), strict=True):
+        expected = record[name].values[0] / record[name].values[0].sum()
+        np.testing.assert_allclose(line.get_ydata(), expected)
+
+
+def test_bias_without_an_overlap(record):
+    assert len(plots.self_referential_bias(record.drop_vars("core_state_overlap")).axes) == 2
+
+
+def test_signs_of_components_agree_with_the_last_step(record):
+    aligned, raw = plots.aligned_trajectories(record), record["trajectory"]
+    np.testing.assert_allclose(np.abs(aligned), np.abs(raw))
+    np.testing.assert_array_equal(aligned[-1], raw[-1])
+    agreement = (aligned * aligned[-1]).sum(["trial", "time"]).values
+    assert (agreement >= 0).all()
+    assert ((raw * raw[-1]).sum(["trial", "time"]).values < 0).any()  # the record has signs to correct
+
+
+def test_trajectories_need_three_components(record):
+    with pytest.raises(ValueError, match="must have 3 components; got 2"):
+        plots.trajectories(record.isel(component=slice(2)))
+
+
+def test_trajectories_keep_right_angles_and_lengths():
+    turned = paths._project(np.eye(3))  # an orthographic view: rows are the images of the axes
+    np.testing.assert_allclose(turned.T @ turned, np.eye(2), atol=1e-12)
+
+
+def test_trajectories_draw_each_trial_in_the_colour_of_its_condition(record):
+    axes = plots.trajectories(record, count=1).axes[0]
+    drawn = {line.get_color() for line in axes.lines}
+    assert set(plots.condition_colours(plots.conditions(record))) <= drawn
+
+
+def test_one_step_is_enough(record):
+    for name in FIGURES:
+        getattr(plots, name)(record.isel(step=[4])).draw_without_rendering()

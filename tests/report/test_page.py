@@ -1,0 +1,321 @@
+"""The page: complete, self-contained, safe whatever the record says, and written whole or not at all."""
+
+import base64
+import hashlib
+import json
+import re
+import resource
+from html.parser import HTMLParser
+
+import matplotlib
+import numpy as np
+import pytest
+import xarray as xr
+
+from kpflow import report
+from kpflow.plots import PALETTE, Conditions, aligned_trajectories, condition_colours, loss_and_score
+from kpflow.report import headline, svg, theme, viewer
+from report.records import make_record
+
+FIGURES = [plot for section in report.SECTIONS for plot in section.plots]
+
+
+@pytest.fixture(scope="module")
+def record():
+    return make_record(steps=9, trials=8, times=12, units=5, modes=7, missing=(3,))
+
+
+@pytest.fixture(scope="module")
+def page(record) -> str:
+    return report.render(record)
+
+
+class Elements(HTMLParser):
+    """The start tags of a page with their attributes, and the text outside of scripts and styles."""
+
+    def __init__(self, page: str):
+        super().__init__()
+        self.tags, self.words, self._inside = [], "", ""
+        self.feed(page)
+
+    def handle_starttag(self, tag, attrs):
+        self.tags.append((tag, dict(attrs)))
+        self._inside = tag
+
+    def handle_data(self, data):
+        if self._inside not in ("script", "style"):
+            self.words += data
+
+    def of(self, tag):
+        return [attributes for name, attributes in self.tags if name == tag]
+
+
+def small(**changes) -> xr.Dataset:
+    """A record with a loss alone: quick to render."""
+    record = xr.Dataset({"loss": ("step", [1.0, 0.5, 0.1])}, coords={"step": [0, 10, 100]})
+    return record.assign_attrs(title="Small", **changes)
+
+
+def test_every_figure_stands_in_both_layouts_with_words(page):
+    found = Elements(page)
+    drawings = found.of("svg")
+    assert len(drawings) == 2 * len(FIGURES)
+    assert all(len(drawing["aria-label"]) > 20 and drawing["role"] == "img" for drawing in drawings)
+    assert len(found.of("figcaption")) == len(FIGURES)
+    for plot in FIGURES:
+        assert plot.title in found.words
+        assert plot.caption in found.words
+
+
+def test_text_of_figures_is_text(page):
+    texts = re.findall(r"<text[^>]*>([^<]+)</text>", page)
+    assert {"Effective rank", "P K Pᵀ error", "training step", "Step 0"} <= set(texts)
+    assert "font-family" not in "".join(re.findall(r"<text[^>]*>", page))
+
+
+def test_identifiers_are_unique_and_references_lead_somewhere(page):
+    found = Elements(page)
+    names = [attributes["id"] for _, attributes in found.tags if "id" in attributes]
+    assert len(names) == len(set(names))
+    inner = {attributes["href"][1:] for _, attributes in found.tags if attributes.get("href", "").startswith("#")}
+    assert inner | set(re.findall(r"url\(#([^)]+)\)", page)) <= set(names)
+
+
+def test_nothing_is_fetched(page):
+    found = Elements(page)
+    fetched = [a[key] for _, a in found.tags for key in ("src", "href") if key in a]
+    assert all(address.startswith(("#", "data:")) for address in fetched)
+    assert not re.search(r"@import|url\((?!#)", page)
+    policy = found.of("meta")[1]["content"]
+    assert policy.startswith("default-src 'none'; img-src data:; style-src 'unsafe-inline'; script-src 'sha256-")
+    assert not re.search(r"\beval\(|new Function|innerHTML", page)
+
+
+def test_the_policy_allows_the_pages_own_script_and_no_other(page):
+    script = page.rpartition("<script>")[2].partition("</script>")[0]
+    allowed = re.search(r"script-src 'sha256-([^']+)'", page).group(1)
+    assert base64.b64encode(hashlib.sha256(script.encode()).digest()).decode() == allowed
+    assert len(Elements(page).of("script")) == 2  # the data, and the one script
+
+
+def test_colours_are_the_pages_variables(page):
+    for role in PALETTE:
+        assert f"--{role}: {PALETTE[role]};" in page
+        assert f"--{role}: {theme.DARK[role]};" in page
+    assert f"stroke: var(--ntk, {PALETTE['ntk']})" in page
+    drawings = "".join(re.findall(r"<svg.*?</svg>", page, flags=re.DOTALL))
+    assert "#000000" not in drawings
+    assert not re.search(rf"[^,] {PALETTE['ink']}", drawings)
+
+
+EVIL = "</script><script>alert(1)</script><img src=x onerror=alert(2)> $\\frac{ & \" '"
+
+
+def test_text_from_the_record_stays_text():
+    record = make_record(steps=3, trials=4, times=6, units=2, modes=3, missing=())[
+        ["loss", "effective_dimension", "trajectory"]
+    ]
+    short = "<b>$_{</b>"
+    record = record.assign_coords(
+        stage=[*record["stage"].values[:-1], short], cue=("trial", [short, "b", EVIL, "b"])
+    ).assign_attrs(title=EVIL, model=EVIL, task=EVIL, settings=json.dumps({EVIL: EVIL}), seed=EVIL, condition="cue")
+    found = Elements(report.render(record))
+    assert len(found.of("script")) == 2
+    assert found.of("img") == []
+    assert not any(key.startswith("on") for _, attributes in found.tags for key in attributes)
+    assert found.of("b") == [{}] * sum(not plot.lacks(record) for plot in FIGURES) + [{}] * sum(
+        bool(plot.lacks(record)) for plot in FIGURES
+    )
+    assert found.words.count(EVIL) == 9  # title twice, model and task twice each, settings' key and value, seed
+    assert found.words.count(short) >= 6  # the stage twice in two layouts, the condition in two
+
+
+def test_settings_that_are_no_json_are_shown_as_they_are():
+    assert "one <b> two" in Elements(report.render(small(settings="one <b> two"))).words
+
+
+def test_what_is_missing_is_left_out_and_said(record):
+    page = Elements(report.render(record.drop_vars(["core_spectrum", "trajectory"])[["loss", "state_spectrum"]]))
+    assert len(page.of("svg")) == 2
+    assert "is not shown: the record has no finite value of core_spectrum." in page.words
+    assert page.words.count("is not shown") == len(FIGURES) - 1
+    assert page.of("canvas") == []
+
+
+def test_one_operator_is_enough_for_the_ranks(record):
+    page = Elements(report.render(record[["kernel_effective_rank"]]))
+    assert "Effective ranks and sizes is not shown" not in page.words
+    assert len(page.of("svg")) == 2
+
+
+def test_steps_left_out_are_named(record, page):
+    assert f"Left out, because not analysed or not finite: step {int(record['step'][3])}." in page
+    assert "8 of 9 analysed in full" in page
+
+
+def test_captions_say_how_many_probes(page):
+    assert "Estimated from 64 random probes, to a relative standard error of 0.05." in page
+
+
+def test_headline_has_first_and_last_with_errors(record):
+    rows = {row.quantity: row for row in headline.headline(record)}
+    rank, error = float(record["ntk_effective_rank"][-1]), float(record["ntk_effective_rank_error"][-1])
+    assert rows["effective rank of the NTK"].last == headline.number(rank, error)
+    assert rows["effective rank of the NTK"].steps == ""
+    assert rows["loss"].first == f"{float(record['loss'][0]):.4g}"
+
+
+def test_headline_says_when_a_number_is_of_another_step(record):
+    late = record[["ntk_effective_rank"]].copy(deep=True)
+    late["ntk_effective_rank"][-1] = np.nan
+    (row,) = headline.headline(late)
+    assert row.steps == f"step 0 to {int(record['step'][-2])}"
+
+
+@pytest.mark.parametrize(
+    ("value", "error", "words"),
+    [
+        (0.00041234, np.nan, "0.0004123"), (3.14159, 0.02, "3.142 ± 0.020"), (419.7, 24.0, "420 ± 24"),
+        (12345.0, 321.0, "12\u202f345 ± 321"), (1e-9, 1e-11, "1e-09 ± 1e-11"), (2.0, 0.0, "2 ± 0"),
+    ],
+)  # fmt: skip
+def test_numbers(value, error, words):
+    assert headline.number(value, error) == words
+
+
+def test_a_page_is_reproducible():
+    assert report.render(small()) == report.render(small())
+
+
+def test_a_users_style_changes_nothing():
+    plain = svg.inline_svg(lambda: loss_and_score(small()), name="a", alt="b")
+    with matplotlib.rc_context({"font.size": 30, "axes.facecolor": "red", "lines.linewidth": 9, "axes.grid": True}):
+        assert svg.inline_svg(lambda: loss_and_score(small()), name="a", alt="b") == plain
+
+
+def test_cursors_are_where_the_points_are():
+    markup = svg.inline_svg(lambda: loss_and_score(small()), name="a", alt="b", steps=[0, 10, 100])
+    ((top, bottom, places),) = json.loads(re.search(r'data-cursors="([^"]+)"', markup).group(1))
+    drawn = re.search(r'<path d="M ([\d.]+) ([\d.]+) L ([\d.]+) ([\d.]+) L ([\d.]+) ([\d.]+)" clip-path', markup)
+    across = [float(drawn.group(k)) for k in (1, 3, 5)]
+    np.testing.assert_allclose(places, across, atol=0.1)
+    assert all(top < float(drawn.group(k)) < bottom for k in (2, 4, 6))
+
+
+def test_trajectories_are_packed_to_sixteen_bits(record):
+    data = viewer.trajectory_data(record)
+    values = np.frombuffer(base64.b64decode(data["values"]), dtype="<i2").reshape(data["shape"])
+    kept = aligned_trajectories(record).values[data["steps"]]
+    np.testing.assert_allclose(values / 32767 * np.abs(kept).max(), kept, atol=np.abs(kept).max() / 32767)
+    assert 3 not in data["steps"]  # not analysed
+
+
+def test_a_state_that_is_not_finite_is_packed_as_none(record):
+    record = record.copy(deep=True)
+    record["trajectory"][0, 1, 2] = np.nan
+    data = viewer.trajectory_data(record)
+    values = np.frombuffer(base64.b64decode(data["values"]), dtype="<i2").reshape(data["shape"])
+    assert (values[0, 1, 2] == -32768).all()
+    assert (values == -32768).sum() == 3
+
+
+def test_a_large_record_is_subsampled_and_says_so():
+    large = make_record(steps=60, trials=100, times=300, units=2, modes=3, missing=())[["loss", "trajectory"]]
+    page = report.render(large)
+    assert len(page) < 4e6
+    assert "Subsampled evenly: 60 of 100 trials and 150 of 300 times are drawn." in page
+    assert re.search(r"The viewer is subsampled evenly: \d+ of 60 steps, 48 of 100 trials, 128 of 300 times\.", page)
+    data = viewer.trajectory_data(large)
+    assert np.prod(data["shape"]) <= viewer.MOST_VALUES
+    assert sorted(place for _, _, places in data["groups"] for place in places) == list(range(48))
+
+
+def test_json_survives_and_closes_no_script():
+    value = {"a": ["</script>", "<!--", "&amp;", "\u2028", "ᵀ"]}
+    text = viewer.json_data(value)
+    assert not set("<>&") & set(text)
+    assert json.loads(text) == value
+
+
+def contrast(one: str, other: str) -> float:
+    """The contrast ratio of two colours as WCAG 2.1 defines it."""
+
+    def light(colour):
+        parts = np.array([int(colour[k : k + 2], 16) / 255 for k in (1, 3, 5)])
+        return np.where(parts <= 0.04045, parts / 12.92, ((parts + 0.055) / 1.055) ** 2.4) @ [0.2126, 0.7152, 0.0722]
+
+    low, high = sorted([light(one), light(other)])
+    return (high + 0.05) / (low + 0.05)
+
+
+@pytest.mark.parametrize("colours", [theme.LIGHT, theme.DARK], ids=["light", "dark"])
+def test_both_schemes_are_readable(colours):
+    assert set(colours) == set(theme.LIGHT)
+    for role in ("ink", "muted", "accent"):
+        assert contrast(colours[role], colours["paper"]) > 4.5
+        assert contrast(colours[role], colours["page"]) > 4.5
+    for role in set(colours) - {"rule", "grid", "paper", "page"}:
+        assert contrast(colours[role], colours["paper"]) > (2.3 if role == "early" else 3.0), role
+    for kind in ("angle", "number"):
+        for colour in condition_colours(Conditions("c", np.linspace(0, 2 * np.pi, 40), kind)):
+            assert contrast(colour, colours["paper"]) > 2.3
+
+
+def test_write_gives_the_path_and_the_page(tmp_path):
+    target = tmp_path / "report.html"
+    assert report.write(small(), str(target), title="Mine") == target
+    assert target.read_text(encoding="utf-8") == report.render(small(), title="Mine")
+    assert [path.name for path in tmp_path.iterdir()] == ["report.html"]
+
+
+def test_a_full_disk_leaves_the_old_page(tmp_path):
+    target = tmp_path / "report.html"
+    target.write_text("the old page")
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (1000, hard))  # no file may grow beyond 1000 bytes
+    try:
+        with pytest.raises(OSError, match=r"could not be written to `path` = .*report.html: .*untouched\."):
+            report.write(small(), target)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    assert target.read_text() == "the old page"
+    assert [path.name for path in tmp_path.iterdir()] == ["report.html"]
+
+
+def test_a_folder_that_is_not_there(tmp_path):
+    with pytest.raises(OSError, match=r"could not be written to `path` = .*: No such file or directory"):
+        report.write(small(), tmp_path / "nowhere" / "report.html")
+
+
+def test_a_path_through_a_file(tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(OSError, match=r"could not be written to `path` = .*: Not a directory"):
+        report.write(small(), tmp_path / "file" / "report.html")
+
+
+def test_a_path_that_is_a_folder(tmp_path):
+    with pytest.raises(OSError, match="it is a folder; name a file in it"):
+        report.write(small(), tmp_path)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_wrong_type_writes_nothing(tmp_path):
+    with pytest.raises(TypeError, match=r"`record` must be an xarray.Dataset; got list"):
+        report.write([1.0], tmp_path / "report.html")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_record_without_steps():
+    with pytest.raises(ValueError, match="must have an axis `step`"):
+        report.render(xr.Dataset({"loss": ("time", [1.0])}))
+
+
+def test_a_record_without_any_step():
+    with pytest.raises(ValueError, match="holds no step: nothing was analysed yet"):
+        report.render(small().isel(step=[]))
+
+
+def test_a_record_that_shows_nothing():
+    record = xr.Dataset({"something": ("step", [1.0])}, coords={"step": [0]})
+    with pytest.raises(ValueError, match="must hold a variable that the report shows, such as 'loss'; got something"):
+        report.render(record)
