@@ -2,10 +2,10 @@
 
 import pytest
 import torch
-from models import MODELS, randn
 
 import kpflow as kp
 from kpflow.operators import to_dense
+from models import MODELS, randn
 
 TOLERANCE = 1e-10  # relative, float64; measured values are around 1e-15
 
@@ -99,7 +99,7 @@ def test_adjoint_chain_is_the_gradient_that_backward_leaves(case, lin):
         torch.testing.assert_close(gradient[name], expected, rtol=1e-10, atol=1e-12)
 
 
-def test_kernel_equals_its_kronecker_cores(lin, case):
+def test_kernel_equals_its_kronecker_cores(lin):
     if not lin.sites():
         with pytest.raises(ValueError, match="no known weight sites"):
             kp.flow.cores(lin)

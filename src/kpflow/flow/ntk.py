@@ -1,7 +1,7 @@
 """NTK = P K Pᵀ, the neural tangent kernel of all states, and of the outputs."""
 
 from collections.abc import Sequence
-from typing import Literal, final
+from typing import final
 
 from torch import Tensor
 
@@ -46,7 +46,7 @@ class Ntk(Gramian):
         linearisation: Linearisation,
         params: Sequence[str] | None = None,
         metric: Tensor | Operator | None = None,
-        readout: Literal["outputs"] | Operator | None = None,
+        readout: str | Operator | None = None,
     ) -> None:
         self._jacobian = restricted(_whole_jacobian(linearisation, readout), params)
         self._metric = resolve_metric(metric, self._jacobian.in_space)
@@ -62,7 +62,7 @@ class Ntk(Gramian):
         return self._metric
 
 
-def _whole_jacobian(linearisation: Linearisation, readout: Literal["outputs"] | Operator | None) -> Operator:
+def _whole_jacobian(linearisation: Linearisation, readout: str | Operator | None) -> Operator:
     if readout is None:
         return StateJacobian(linearisation)
     if isinstance(readout, Operator):

@@ -155,11 +155,8 @@ class TorchCell(Adapter):
     def initial_state(self, given: Any, trials: int) -> Tensor:
         return _flat_initial(torch.cat([*_as_tuple(given)], dim=-1), trials, self.widths[0])
 
-    def call(self, arguments: Sequence[Any], keywords: Mapping[str, Any]) -> Call:  # noqa: ARG002
-        raise ValueError(
-            f"`core` must name a module that runs over a whole sequence; got a {type(self.module).__name__}, "
-            "which is called once a step. Linearise the cell by itself, on the inputs that it gets."
-        )
+    def call(self, arguments: Sequence[Any], keywords: Mapping[str, Any]) -> Call:
+        return Call(*_two(arguments, keywords, ("input", "hx")), None)
 
     def result(self, states: Tensor, lengths: Tensor | None) -> Any:  # noqa: ARG002
         return states[..., : self.module.hidden_size]

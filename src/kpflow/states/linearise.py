@@ -7,22 +7,31 @@ import torch
 from torch import Tensor, nn
 
 from kpflow._checks import check_finite, check_tensor
-from kpflow.spaces import Space
 
 from .adapters import Adapter, Call, adapter_for
 from .base import Linearisation
-from .recurrent import Layer, RecurrentLinearisation
+from .prepare import (
+    INITIAL,
+    check_deterministic,
+    make_drive,
+    parameter_space,
+    sequence_inputs,
+    trainable,
+    trainable_initial,
+    with_initial,
+)
+from .recurrent import Layer, RecurrentLinearisation, Upstream
 from .steps import Drive, Roles
 from .surround import CoreReadout, ModelReadout, Surround, find_upstream
 from .unknown import step_layer
 
 __all__ = ["linearise"]
 
-INITIAL = "initial"  # name of a trainable initial state among the parameters
+Named = Mapping[str, Tensor]
 
 
 def linearise(
-    model: nn.Module | Callable[..., Tensor],
+    model: Any,
     inputs: Any,
     *,
     core: str | None = None,
@@ -44,7 +53,7 @@ def linearise(
     parameters (`requires_grad=False`) do not count.
 
     Args:
-        model: The model.
+        model: The model, a `torch.nn.Module` or a callable.
         inputs: Shape `[B, T, I]`, or what the model takes: `[T, B, I]` for a module with `batch_first=False`.
         core: Name of the recurrent submodule of `model`; None if the model itself is recurrent.
         initial: Initial state, in the module's own layout or as `[B, H]` in the layout of the states (layers side by
@@ -71,251 +80,157 @@ def linearise(
     if not callable(model):
         raise TypeError(f"`model` must be a torch.nn.Module or a function step(h, x); got {type(model).__name__}.")
     if isinstance(model, nn.Module):
-        _check_module(model)
-    with torch.no_grad():
-        if core is not None:
-            return _linearise_around(model, core, inputs, initial, lengths)
+        check_deterministic(model)
+    with torch.no_grad(), torch.random.fork_rng():
         adapter = adapter_for(model)
-        if adapter is not None and isinstance(model, nn.Module):
-            return _linearise_core(model, adapter, inputs, initial, lengths)
-        return _linearise_step(model, inputs, initial, lengths, parameters)
+        if core is not None:
+            lin = _linearise_around(model, core, inputs, initial, lengths)
+        elif adapter is not None and isinstance(model, nn.Module):
+            lin = _linearise_core(model, adapter, inputs, initial, lengths)
+        else:
+            lin = _linearise_step(model, inputs, initial, lengths, parameters)
+    check_finite("states", lin.states, lin.space.axes, "The trajectory diverges; look at the weights and inputs.")
+    return lin
 
 
 def _linearise_core(
     model: nn.Module, adapter: Adapter, inputs: Any, initial: Any, lengths: Tensor | None
 ) -> RecurrentLinearisation:
     """A bare recurrent module."""
-    trained = _trainable(model.named_parameters())
-    check_tensor("inputs", inputs)
-    if inputs.ndim != 3:
-        raise ValueError(f"`inputs` must have three axes, trial, time and input; got shape {tuple(inputs.shape)}.")
-    transposed = not getattr(model, "batch_first", True)
-    call = Call(inputs.transpose(0, 1) if transposed else inputs, initial, lengths)
-    trained |= _trainable_initial(initial)
-    drive = _drive(adapter, call, next(model.parameters()))
-    space = _parameter_space(trained)
-    layers = _stack(adapter, model, "", trained, drive)
-
-    def upstream(values: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        return {INITIAL: adapter.initial_state(_with_initial(initial, values), drive.inputs.shape[1])}
-
-    found = find_upstream(upstream, _trainable_initial(initial)) if _trainable_initial(initial) else None
-    lin = RecurrentLinearisation(layers, space, found, None)
+    if not isinstance(inputs, nn.utils.rnn.PackedSequence):
+        sequence_inputs(inputs)
+    trained = trainable(model.named_parameters()) | trainable_initial(initial)
+    call = adapter.call((inputs, initial), {})
+    drive = _drive(adapter, call, lengths, next(model.parameters()))
+    trials = drive.inputs.shape[1]
+    upstream = _initial_upstream(initial, lambda given: adapter.initial_state(given, trials))
+    layers = _stack(adapter, model, model, drive)
+    lin = RecurrentLinearisation(layers, parameter_space(trained), upstream)
     start = lin.states.shape[-1] - layers[-1].width
-    lin.readout = CoreReadout(lin.states, slice(start, start + layers[-1].size), space)
-    return _checked(lin)
+    lin.readout = CoreReadout(lin.states, slice(start, start + layers[-1].size), lin.parameters)
+    return lin
 
 
 def _linearise_around(
     model: Any, core: str, inputs: Any, initial: Any, lengths: Tensor | None
 ) -> RecurrentLinearisation:
     """A model around a recurrent core."""
-    if not isinstance(model, nn.Module) or core not in dict(model.named_modules()) or not core:
-        names = (
-            [name for name, module in model.named_modules() if adapter_for(module)]
-            if isinstance(model, nn.Module)
-            else []
-        )
-        known = f"it has {', '.join(map(repr, names))}" if names else "it has none that is known"
-        raise ValueError(f"`core` must name a recurrent submodule of the model ({known}); got {core!r}.")
-    module = model.get_submodule(core)
-    adapter = adapter_for(module)
-    if adapter is None:
-        raise ValueError(f"`core` must be a recurrent module that kpflow knows; {core!r} is a {type(module).__name__}.")
+    module, adapter = _find_core(model, core)
     if initial is not None:
         raise ValueError("`initial` goes with a bare recurrent module; with `core` the model gives the initial state.")
-    trained = _trainable(model.named_parameters())
+    trained = trainable(model.named_parameters())
     surround = Surround(model, core, inputs, adapter)
     call = surround.reach({})
-    call = Call(call.inputs, call.initial, lengths if call.lengths is None else call.lengths)
-    drive = _drive(adapter, call, next(module.parameters()))
-    trials = drive.inputs.shape[1]
+    drive = _drive(adapter, call, lengths, next(module.parameters()))
 
-    def upstream(values: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    def before(values: Named) -> dict[str, Tensor]:
         reached = surround.reach(values)
         moved = {"inputs": reached.inputs.transpose(0, 1)}
-        return moved if reached.initial is None else moved | {INITIAL: adapter.initial_state(reached.initial, trials)}
+        if reached.initial is not None:
+            moved[INITIAL] = adapter.initial_state(reached.initial, len(reached.inputs))
+        return moved
 
-    space = _parameter_space(trained)
-    lin = RecurrentLinearisation(
-        _stack(adapter, module, f"{core}.", trained, drive), space, find_upstream(upstream, trained), None
-    )
-    # a model that packed its own batch gets it back packed; `lengths` of the caller leave the core's layout as it is
-    packed = surround.reach({}).lengths
-    lin.readout = ModelReadout(
-        lambda values, states: surround.finish(values, states, packed), lin.states, trained, space
-    )
-    return _checked(lin)
+    def after(values: Named, states: Tensor) -> Tensor:
+        return surround.finish(values, states, call.lengths)
+
+    layers = _stack(adapter, module, model, drive)
+    lin = RecurrentLinearisation(layers, parameter_space(trained), find_upstream(before, trained))
+    lin.readout = ModelReadout(after, lin.states, trained, lin.parameters)
+    return lin
 
 
 def _linearise_step(
-    model: Any, inputs: Any, initial: Any, lengths: Tensor | None, parameters: Mapping[str, Tensor] | None
+    model: Any, inputs: Any, initial: Any, lengths: Tensor | None, parameters: Named | None
 ) -> RecurrentLinearisation:
     """A step by itself."""
     if initial is None:
         raise ValueError(
-            f"No recurrence is known of a {type(model).__name__}: name its recurrent submodule with `core`, or, if it is "
-            "a step(h, x) itself, give the state before the first step as `initial`, shape [B, H]."
+            f"No recurrence is known of a {type(model).__name__}: name its recurrent submodule with `core`, or, if it "
+            "is a step(h, x) itself, give the state before the first step as `initial`, shape [B, H]."
         )
-    check_tensor("inputs", inputs)
-    check_tensor("initial", initial)
-    if inputs.ndim != 3 or initial.ndim not in (1, 2):
-        raise ValueError(
-            "A step needs `inputs` [B, T, I] and `initial` [B, H]; "
-            f"got shapes {tuple(inputs.shape)} and {tuple(initial.shape)}."
-        )
-    trained = _trainable(model.named_parameters() if isinstance(model, nn.Module) else (parameters or {}).items())
-    own = dict(trained)
-    trained |= _trainable_initial(initial)
+    sequence_inputs(inputs)
     trials = len(inputs)
+    if check_tensor("initial", initial).ndim not in (1, 2) or (initial.ndim == 2 and len(initial) not in (1, trials)):
+        raise ValueError(f"`initial` must have shape ({trials}, H), or (H,); got {tuple(initial.shape)}.")
 
-    def step(values: Mapping[str, Tensor], state: Tensor, x: Tensor) -> Tensor:
+    fixed = dict(model.named_parameters()) if isinstance(model, nn.Module) else parameters or {}
+    own = trainable(fixed.items())
+
+    def step(values: Named, state: Tensor, x: Tensor) -> Any:
         if isinstance(model, nn.Module):
-            return torch.func.functional_call(model, dict(values), (state, x))
-        return model(state, x) if parameters is None else model(state, x, {**_detached(parameters), **values})
+            return torch.func.functional_call(model, _replaced(fixed, values), (state, x))
+        return model(state, x) if parameters is None else model(state, x, _replaced(fixed, values))
 
-    def upstream(values: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        return {INITIAL: _with_initial(initial, values).expand(trials, -1)}
-
-    drive = _checked_drive(
-        inputs.transpose(0, 1), initial.detach().expand(trials, -1), lengths, next(iter(trained.values()))
-    )
-    layer = step_layer(step, own, drive)
-    found = find_upstream(upstream, _trainable_initial(initial)) if _trainable_initial(initial) else None
-    return _checked(RecurrentLinearisation([layer], _parameter_space(trained), found, None))
+    start = initial.detach().expand(trials, -1)
+    drive = make_drive(inputs, start, lengths, next(iter(own.values())))
+    upstream = _initial_upstream(initial, lambda given: given.expand(trials, -1))
+    space = parameter_space(own | trainable_initial(initial))
+    return RecurrentLinearisation([step_layer(step, own, drive)], space, upstream)
 
 
-def _stack(
-    adapter: Adapter, module: nn.Module, prefix: str, trained: Mapping[str, Tensor], drive: Drive
-) -> list[Layer]:
-    """Run and linearise the layers from the bottom to the top."""
+def _find_core(model: Any, core: str) -> tuple[nn.Module, Adapter]:
+    """The submodule `core` of the model and its adapter."""
+    modules = dict(model.named_modules()) if isinstance(model, nn.Module) else {}
+    if not core or core not in modules:
+        known = [name for name, module in modules.items() if name and adapter_for(module)]
+        listed = f"it has {', '.join(map(repr, known))}" if known else "it has none that is known"
+        raise ValueError(f"`core` must name a recurrent submodule of the model ({listed}); got {core!r}.")
+    module = modules[core]
+    if isinstance(module, nn.RNNCellBase):
+        raise ValueError(
+            f"`core` must name a module that runs over a whole sequence; {core!r} is a {type(module).__name__}, called "
+            "once a step. Linearise the cell by itself, on the inputs that it gets."
+        )
+    adapter = adapter_for(module)
+    if adapter is None:
+        raise ValueError(
+            f"`core` must be a torch.nn.RNN, GRU, LSTM or one of kpflow.states.cells; {core!r} is a "
+            f"{type(module).__name__}. Linearise its step by itself, with `initial`."
+        )
+    return module, adapter
+
+
+def _drive(adapter: Adapter, call: Call, lengths: Tensor | None, like: Tensor) -> Drive:
+    """The drive of a known module, from one call of it."""
+    if call.inputs.shape[-1] != adapter.input_size:
+        raise ValueError(
+            f"`inputs` must have {adapter.input_size} channels on its last axis; got shape {tuple(call.inputs.shape)}."
+        )
+    if call.initial is None:
+        initial = like.new_zeros(len(call.inputs), sum(adapter.widths))
+    else:
+        initial = adapter.initial_state(call.initial, len(call.inputs))
+    return make_drive(call.inputs, initial, lengths if call.lengths is None else call.lengths, like)
+
+
+def _stack(adapter: Adapter, module: nn.Module, model: nn.Module, drive: Drive) -> list[Layer]:
+    """Run and linearise the layers of `module`, whose parameters have their names in `model`, from the bottom up."""
+    trained = {id(value): name for name, value in model.named_parameters() if value.requires_grad}
+    own = dict(module.named_parameters(recurse=False, remove_duplicate=False))
     layers: list[Layer] = []
     inputs = drive.inputs
     for index, initial in enumerate(drive.initial.split(list(adapter.widths), dim=-1)):
         local = adapter.roles(index)
-        tensors = {role: getattr(module, name).detach() for role, name in local.items()}
-        names = {role: prefix + name for role, name in local.items() if prefix + name in trained}
+        computed = sorted(set(local.values()) - set(own))
+        if computed:
+            raise ValueError(
+                f"The weights {computed} of the recurrent module are computed from other parameters. Remove the "
+                "parametrisation (torch.nn.utils.parametrize.remove_parametrizations), or linearise a step."
+            )
+        tensors = {role: own[name].detach() for role, name in local.items()}
+        names = {role: trained[id(own[name])] for role, name in local.items() if id(own[name]) in trained}
         layer = adapter.layer(index, Roles(tensors, names), Drive(inputs, initial, drive.valid))
         layers.append(layer)
         inputs = layer.states[..., : layer.size]
     return layers
 
 
-def _drive(adapter: Adapter, call: Call, like: Tensor) -> Drive:
-    """The drive of a known module, from one call of it."""
-    trials = len(call.inputs)
-    if call.inputs.shape[-1] != adapter.input_size:
-        raise ValueError(
-            f"`inputs` must have {adapter.input_size} channels on its last axis; got shape {tuple(call.inputs.shape)}."
-        )
-    if call.initial is None:
-        initial = like.new_zeros(trials, sum(adapter.widths))
-    else:
-        initial = adapter.initial_state(call.initial, trials)
-    return _checked_drive(call.inputs.transpose(0, 1), initial, call.lengths, like)
+def _initial_upstream(initial: Any, place: Callable[[Any], Tensor]) -> Upstream | None:
+    """The upstream of an initial state given as a parameter; `place` brings it to `[B, n]`."""
+    values = trainable_initial(initial)
+    return find_upstream(lambda v: {INITIAL: place(with_initial(initial, v))}, values) if values else None
 
 
-def _checked_drive(inputs: Tensor, initial: Tensor, lengths: Tensor | None, like: Tensor) -> Drive:
-    """A drive from time-first inputs `[T, B, I]`, after checks that name what is wrong."""
-    if inputs.numel() == 0:
-        raise ValueError(
-            "`inputs` must have at least one trial and one step; "
-            f"got {inputs.shape[1]} trials of {inputs.shape[0]} steps."
-        )
-    for name, tensor in (("inputs", inputs), ("initial", initial)):
-        if tensor.dtype != like.dtype:
-            raise TypeError(
-                f"`{name}` must have the parameters' dtype {like.dtype}; got {tensor.dtype}. Convert one of them."
-            )
-        if tensor.device != like.device:
-            raise ValueError(
-                f"`{name}` must be on the parameters' device {like.device}; got {tensor.device}. Move one of them."
-            )
-    check_finite("inputs", inputs.transpose(0, 1), ("trial", "time", "input"))
-    check_finite("initial", initial, ("trial", "unit"))
-    return Drive(inputs.detach().contiguous(), initial.detach().contiguous(), _valid(lengths, inputs))
-
-
-def _valid(lengths: Tensor | None, inputs: Tensor) -> Tensor | None:
-    if lengths is None:
-        return None
-    steps, trials = inputs.shape[:2]
-    lengths = torch.as_tensor(lengths)
-    if lengths.dtype.is_floating_point or tuple(lengths.shape) != (trials,):
-        raise ValueError(
-            f"`lengths` must hold one whole number for each of the {trials} trials; "
-            f"got {lengths.dtype} of shape {tuple(lengths.shape)}."
-        )
-    if int(lengths.min()) < 1 or int(lengths.max()) > steps:
-        raise ValueError(f"`lengths` must lie between 1 and {steps}; got {lengths.tolist()}.")
-    time = torch.arange(steps, device=inputs.device).unsqueeze(-1)
-    return (time < lengths.to(inputs.device)).to(inputs.dtype).unsqueeze(-1)
-
-
-def _trainable(parameters: Any) -> dict[str, Tensor]:
-    """The trainable parameters by name, checked and detached."""
-    trained = {}
-    for name, value in parameters:
-        check_finite(name, value.detach(), remedy="The model may have diverged; load an earlier checkpoint.")
-        if value.is_complex():
-            raise TypeError(f"`{name}` must be real; complex parameters are not supported.")
-        if value.requires_grad:
-            trained[name] = value.detach()
-    if not trained:
-        raise ValueError(
-            "The model has no trainable parameter, so K = 0. Unfreeze some with requires_grad_(True), or give "
-            "a function its `parameters`."
-        )
-    return trained
-
-
-def _trainable_initial(initial: Any) -> dict[str, Tensor]:
-    if isinstance(initial, (tuple, list)):
-        found = {f"{INITIAL}.{i}": tensor for i, tensor in enumerate(initial)}
-    else:
-        found = {INITIAL: initial}
-    return {k: v.detach() for k, v in found.items() if isinstance(v, Tensor) and v.requires_grad}
-
-
-def _with_initial(initial: Any, values: Mapping[str, Tensor]) -> Any:
-    if isinstance(initial, (tuple, list)):
-        return tuple(values.get(f"{INITIAL}.{i}", tensor) for i, tensor in enumerate(initial))
-    return values.get(INITIAL, initial)
-
-
-def _detached(parameters: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    return {name: value.detach() for name, value in parameters.items()}
-
-
-def _parameter_space(trained: Mapping[str, Tensor]) -> Space:
-    kinds = {(value.dtype, value.device) for value in trained.values()}
-    if len(kinds) > 1:
-        listed = ", ".join(f"{dtype} on {device}" for dtype, device in sorted(kinds, key=str))
-        raise ValueError(f"The trainable parameters must share one dtype and one device; got {listed}.")
-    ((dtype, device),) = kinds
-    return Space.of_parts({name: value.shape for name, value in trained.items()}, "parameter", dtype, device)
-
-
-def _check_module(model: nn.Module) -> None:
-    """Refuse what would make the recorded states random or the parameters something else than they seem."""
-    for name, module in model.named_modules():
-        where = f"`{name}`" if name else "The model"
-        random = isinstance(module, nn.modules.dropout._DropoutNd) and module.p > 0
-        between = isinstance(module, nn.RNNBase) and module.dropout > 0
-        if module.training and (random or between):
-            raise ValueError(
-                f"{where} applies dropout in training mode, so its states are random. Call model.eval() first."
-            )
-        if module.training and isinstance(module, nn.modules.batchnorm._BatchNorm):
-            raise ValueError(
-                f"{where} is a batch norm in training mode, which couples trials. Call model.eval() first."
-            )
-        if nn.utils.parametrize.is_parametrized(module) and adapter_for(module):
-            raise ValueError(
-                f"{where} is parametrised, so its weights are not its parameters. Remove the parametrisation."
-            )
-
-
-def _checked(lin: RecurrentLinearisation) -> RecurrentLinearisation:
-    check_finite("states", lin.states, ("trial", "time", "unit"), "The trajectory diverges; check weights and inputs.")
-    return lin
+def _replaced(parameters: Named, values: Named) -> dict[str, Tensor]:
+    """`parameters`, detached, with some of them replaced by `values`."""
+    return {name: values.get(name, value.detach()) for name, value in parameters.items()}

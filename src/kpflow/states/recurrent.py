@@ -93,10 +93,10 @@ class Upstream:
         moved = pushforward(self.function, self.parameters)(block)
         return {key: value.movedim(0, -2) for key, value in moved.items()}
 
-    def vjp(self, cotangents: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    def vjp(self, cotangents: Mapping[str, Tensor]) -> list[tuple[str, Tensor]]:
         """The transpose of `jvp`."""
         block = {key: value.movedim(-2, 0) for key, value in cotangents.items()}
-        return pullback(self.function, self.parameters)(block)
+        return list(pullback(self.function, self.parameters)(block).items())
 
 
 @final
@@ -111,7 +111,11 @@ class RecurrentLinearisation(Linearisation):
     """
 
     def __init__(
-        self, layers: Sequence[Layer], parameters: Space, upstream: Upstream | None, readout: Readout | None
+        self,
+        layers: Sequence[Layer],
+        parameters: Space,
+        upstream: Upstream | None = None,
+        readout: Readout | None = None,
     ) -> None:
         self.layers = tuple(layers)
         self.parameters = parameters
@@ -210,21 +214,19 @@ class RecurrentLinearisation(Linearisation):
 
     def _parameter_vjp(self, state: Tensor) -> Tensor:
         parts = self._split(state)
-        named: dict[str, Tensor] = {}
-        for layer, part in zip(self.layers, parts, strict=True):
-            named |= layer.weights.vjp(part)
+        pairs = [pair for layer, part in zip(self.layers, parts, strict=True) for pair in layer.weights.vjp(part)]
         if self._upstream is not None:
-            for name, value in self._upstream.vjp(self._upstream_cotangents(parts)).items():
-                named[name] = named[name] + value if name in named else value
-        probes = state.shape[2]
-        for part in self.parameters.parts:
-            if part.name not in named:
-                named[part.name] = state.new_zeros(probes, *part.shape)
-        return self.parameters.join(named)
+            pairs += self._upstream.vjp(self._upstream_cotangents(self._upstream, parts))
+        named: dict[str, Tensor] = {}
+        for name, value in pairs:
+            named[name] = named[name] + value if name in named else value
+        missing = {
+            p.name: state.new_zeros(state.shape[2], *p.shape) for p in self.parameters.parts if p.name not in named
+        }
+        return self.parameters.join(named | missing)
 
-    def _upstream_cotangents(self, parts: Sequence[Tensor]) -> dict[str, Tensor]:
-        upstream = self._upstream
-        assert upstream is not None  # the caller has asked
+    def _upstream_cotangents(self, upstream: Upstream, parts: Sequence[Tensor]) -> dict[str, Tensor]:
+        """What Jᵀ hands on to an encoder and to an initial state."""
         result = {}
         if "inputs" in upstream.moves:
             result["inputs"] = _input_map(self.layers[0]).backward(parts[0])

@@ -7,6 +7,7 @@ from typing import Any, final
 import torch
 from torch import Tensor, nn
 
+from kpflow._checks import check_finite
 from kpflow.spaces import Space
 
 from .adapters import Adapter, Call
@@ -33,8 +34,8 @@ class _ReachedCoreError(Exception):
 class Surround:
     """A model as functions of its parameters: up to the call of its core, and from the core's result to the output.
 
-    Works on a copy of the module tree that shares the parameters and owns its buffers, in which the core's forward pass
-    is replaced; the user's model is not touched.
+    Works on a twin of the module tree that shares the parameters and owns the rest, in which the core's forward pass is
+    replaced; the user's model is not touched.
 
     Args:
         model: The user's model, in evaluation mode as far as dropout and batch norm go.
@@ -44,8 +45,7 @@ class Surround:
     """
 
     def __init__(self, model: nn.Module, core: str, inputs: Any, adapter: Adapter) -> None:
-        shared = {id(parameter): parameter for parameter in model.parameters()}
-        self._model = copy.deepcopy(model, dict(shared))
+        self._model = _twin(model, {})
         self._core = self._model.get_submodule(core)
         self._core.forward = self._replaced  # type: ignore[method-assign]
         self._adapter = adapter
@@ -55,6 +55,7 @@ class Surround:
         names = {id(parameter): name for name, parameter in model.named_parameters()}
         own = self._model.named_parameters(remove_duplicate=False)
         self._local = {name: names[id(parameter)] for name, parameter in own}
+        self._values = {name: parameter.detach() for name, parameter in model.named_parameters()}
 
     def reach(self, parameters: Named) -> Call:
         """The call of the core, as a function of the parameters."""
@@ -81,7 +82,7 @@ class Surround:
         return output
 
     def _run(self, parameters: Named) -> Any:
-        values = {local: parameters[name] for local, name in self._local.items() if name in parameters}
+        values = {local: parameters.get(name, self._values[name]) for local, name in self._local.items()}
         return torch.func.functional_call(self._model, values, self._arguments)
 
     def _replaced(self, *arguments: Any, **keywords: Any) -> Any:
@@ -113,6 +114,11 @@ class ModelReadout(Readout):
             outputs = function(tracked, states)
         self._values = {name: values[name] for name in _used([outputs], tracked)}
         self.outputs = outputs.detach()
+        if not torch.equal(function({}, states), self.outputs):
+            raise ValueError(
+                "The model gives another output each time it is called. Remove noise from its forward pass."
+            )
+        check_finite("outputs", self.outputs)
         self.space = Space.of(outputs.shape, _output_axes(outputs.ndim), outputs.dtype, outputs.device)
 
     def state_jvp(self, state: Tensor) -> Tensor:
@@ -186,6 +192,24 @@ def find_upstream(function: Callable[[Named], dict[str, Tensor]], values: Mappin
         return {key: value for key, value in function(parameters).items() if key in moves}
 
     return Upstream(moved, {name: values[name] for name in used}, moves)
+
+
+def _twin(module: nn.Module, made: dict[int, nn.Module]) -> nn.Module:
+    """A module tree that shares the parameters of `module` and has its own buffers, containers and attributes.
+
+    A deep copy would fail on modules that keep the result of their last forward pass.
+    """
+    if id(module) in made:
+        return made[id(module)]
+    twin = made[id(module)] = copy.copy(module)
+    for name, value in vars(module).items():
+        if isinstance(value, (dict, list, set)):
+            vars(twin)[name] = copy.copy(value)
+    for name, buffer in module._buffers.items():
+        twin._buffers[name] = None if buffer is None else buffer.clone()
+    for name, child in module._modules.items():
+        twin._modules[name] = None if child is None else _twin(child, made)
+    return twin
 
 
 def _copies(values: Mapping[str, Tensor]) -> dict[str, Tensor]:

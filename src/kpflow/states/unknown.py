@@ -1,10 +1,12 @@
 """Unknown steps: any callable z' = step(z, x), linearised by automatic differentiation."""
 
 from collections.abc import Callable, Mapping
+from typing import Any
 
 import torch
 from torch import Tensor
 
+from .derivatives import pullback
 from .recurrent import Layer
 from .steps import Drive
 from .transitions import DenseTransition
@@ -12,7 +14,7 @@ from .weights import AutodiffWeights
 
 __all__ = ["step_layer"]
 
-Step = Callable[[Mapping[str, Tensor], Tensor, Tensor], Tensor]
+Step = Callable[[Mapping[str, Tensor], Tensor, Tensor], Any]
 
 
 def step_layer(step: Step, values: dict[str, Tensor], drive: Drive) -> Layer:
@@ -39,12 +41,11 @@ def step_layer(step: Step, values: dict[str, Tensor], drive: Drive) -> Layer:
 def _jacobians(function: Callable[[Tensor], Tensor], states: Tensor) -> Tensor:
     """∂f/∂z of N samples that do not interact, `[N, n, n]`: one vector-Jacobian product a row, all samples at once."""
     size = states.shape[-1]
-    value, vjp, *_ = torch.func.vjp(function, states)
-    rows = torch.eye(size, dtype=value.dtype, device=value.device)
-    return torch.vmap(lambda row: vjp(row.expand_as(value))[0], chunk_size=16)(rows).movedim(0, 1).contiguous()
+    rows = torch.eye(size, dtype=states.dtype, device=states.device).unsqueeze(1).expand(-1, len(states), -1)
+    return pullback(function, states)(rows).movedim(0, 1).contiguous()
 
 
-def _checked(state: Tensor, previous: Tensor) -> Tensor:
+def _checked(state: Any, previous: Tensor) -> Tensor:
     if not isinstance(state, Tensor):
         raise TypeError(f"`model` as a step(h, x) must give a tensor; got {type(state).__name__}.")
     if state.shape != previous.shape:

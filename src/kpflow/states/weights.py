@@ -17,6 +17,7 @@ from .gates import Gates
 __all__ = ["AutodiffWeights", "SiteWeights", "WeightSite", "Weights"]
 
 Named = Mapping[str, Tensor]
+Pairs = list[tuple[str, Tensor]]
 ALL = slice(None)
 
 
@@ -28,8 +29,8 @@ class Weights(abc.ABC):
         """J v, or None where the layer has no trainable parameter."""
 
     @abc.abstractmethod
-    def vjp(self, state: Tensor) -> dict[str, Tensor]:
-        """Jᵀ q, for the trainable parameters of the layer."""
+    def vjp(self, state: Tensor) -> Pairs:
+        """Jᵀ q, for the trainable parameters of the layer; a tied one comes several times, to be added."""
 
     @abc.abstractmethod
     def sites(self, offset: int) -> dict[str, Site]:
@@ -60,15 +61,15 @@ class WeightSite:
         gates = self.features @ matrix.flatten(0, 1).mT  # [T, B, S·G·U]
         return self.gates.to_state(gates.unflatten(-1, matrix.shape[:2]), ALL)
 
-    def vjp(self, state: Tensor) -> dict[str, Tensor]:
+    def vjp(self, state: Tensor) -> Pairs:
         """Mᵀ (Dᵀ q): one matrix product for all probes."""
         gates = self.gates.to_gates(state, ALL)  # [T, B, S, G·U]
         gradient = gates.flatten(2).flatten(0, 1).mT @ self.features.flatten(0, 1)  # [S·G·U, F]
         widths = [math.prod(shape[1:]) for _, shape in self.columns]
         pieces = gradient.unflatten(0, gates.shape[2:]).split(widths, dim=-1)
-        return {
-            name: piece.reshape(len(piece), *shape) for (name, shape), piece in zip(self.columns, pieces, strict=True)
-        }
+        return [
+            (name, piece.reshape(len(piece), *shape)) for (name, shape), piece in zip(self.columns, pieces, strict=True)
+        ]
 
     def public(self, offset: int) -> Site:
         """The same site with the trial first."""
@@ -96,8 +97,8 @@ class SiteWeights(Weights):
             result = part if result is None else result.add_(part)
         return result
 
-    def vjp(self, state: Tensor) -> dict[str, Tensor]:
-        return {name: value for site in self.by_name.values() for name, value in site.vjp(state).items()}
+    def vjp(self, state: Tensor) -> Pairs:
+        return [pair for site in self.by_name.values() for pair in site.vjp(state)]
 
     def sites(self, offset: int) -> dict[str, Site]:
         return {name: site.public(offset) for name, site in self.by_name.items()}
@@ -122,8 +123,8 @@ class AutodiffWeights(Weights):
         block = {name: parameters[name] for name in self.parameters}
         return pushforward(self.function, self.parameters)(block).movedim(0, 2)
 
-    def vjp(self, state: Tensor) -> dict[str, Tensor]:
-        return pullback(self.function, self.parameters)(state.movedim(2, 0)) if self.parameters else {}
+    def vjp(self, state: Tensor) -> Pairs:
+        return list(pullback(self.function, self.parameters)(state.movedim(2, 0)).items()) if self.parameters else []
 
     def sites(self, offset: int) -> dict[str, Site]:  # noqa: ARG002 - what acts where is not known
         return {}
