@@ -1,6 +1,7 @@
 """Operators with known answers: a table of spectra, a Gramian, a counter of products, all sign vectors."""
 
 import dataclasses
+import functools
 import itertools
 from typing import final
 
@@ -19,6 +20,7 @@ def randn(*shape: int, seed: int = 0) -> Tensor:
     return torch.randn(*shape, generator=seeded(seed), dtype=torch.float64)
 
 
+@functools.cache
 def rotation(n: int, seed: int = 0) -> Tensor:
     return torch.linalg.qr(randn(n, n, seed=seed))[0]
 
@@ -50,8 +52,10 @@ def matrix(name: str, n: int, seed: int = 7) -> Tensor:
 
 
 def wishart(n: int, rank: int, seed: int = 0) -> Tensor:
+    """Positive, of the given rank, and symmetric to the last bit (a matrix product need not be)."""
     factor = randn(n, rank, seed=seed)
-    return factor @ factor.mT
+    product = factor @ factor.mT
+    return (product + product.mT) / 2
 
 
 def toeplitz(a: float, steps: int) -> Tensor:
@@ -117,6 +121,6 @@ def all_signs(n: int) -> Tensor:
 
 
 def factorised(matrix: Tensor) -> FactorGramian:
-    """F Fᵀ = matrix, with F the root from the eigenvectors."""
+    """F Fᵀ = matrix, with F a root whose right singular vectors are random too."""
     values, vectors = torch.linalg.eigh(matrix)
-    return FactorGramian(Dense(vectors * values.clamp(min=0).sqrt()))
+    return FactorGramian(Dense(vectors * values.clamp(min=0).sqrt() @ rotation(len(matrix), 11)))

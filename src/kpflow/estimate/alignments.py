@@ -1,5 +1,6 @@
 """Alignment: the cosine between two operators."""
 
+import functools
 from collections.abc import Callable
 
 import torch
@@ -90,15 +91,16 @@ def alignment(
 def _deflated(left: Operator, right: Operator, effort: Effort, generator: torch.Generator) -> Estimate:
     sketch = Sketch([left, right], 1 / 3, generator, two_sided=left.symmetric and right.symmetric)
 
-    def read(total: int) -> Reading:
-        sketch.grow(total)
-        parts = [sketch.inner(0, 1), sketch.inner(0, 0), sketch.inner(1, 1)]
-        held = torch.tensor([part[0] for part in parts], dtype=torch.float64, device=parts[0][1].device)
-        samples = torch.stack([part[1] for part in parts], dim=1)
-        value, error = jackknife(lambda mean: _cosine(held + mean), samples)
-        return Reading(value, error, len(samples), sketch.spent)
+    return settle(effort, "deflated", functools.partial(_read, sketch), pilot=2 * PILOT, eps=sketch.eps)
 
-    return settle(effort, "deflated", read, pilot=2 * PILOT, eps=sketch.eps)
+
+def _read(sketch: Sketch, total: int) -> Reading:
+    sketch.grow(total)
+    parts = [sketch.inner(0, 1), sketch.inner(0, 0), sketch.inner(1, 1)]
+    held = torch.tensor([part[0] for part in parts], dtype=torch.float64, device=parts[0][1].device)
+    samples = torch.stack([part[1] for part in parts], dim=1)
+    value, error = jackknife(lambda mean: _cosine(held + mean), samples)
+    return Reading(value, error, len(samples), sketch.spent)
 
 
 def _exact(left: Operator, right: Operator, effort: Effort, _generator: torch.Generator) -> Estimate:

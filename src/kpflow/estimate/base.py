@@ -26,6 +26,7 @@ __all__ = [
     "NotFiniteError",
     "Products",
     "Reading",
+    "Samples",
     "Status",
     "at_the_door",
     "basis_blocks",
@@ -225,6 +226,44 @@ class Products:
         return result.reshape(len(block), self.operator.out_space.size)
 
 
+@final
+class Samples:
+    """One float64 sample per probe, of which more can be drawn: measure(g, A g), with random signs g.
+
+    Args:
+        products: With A.
+        generator: Draws the signs.
+        measure: Takes blocks of probes and of their images.
+        prepare: Changes the probes before the product.
+    """
+
+    def __init__(
+        self,
+        products: Products,
+        generator: torch.Generator,
+        measure: Callable[[Tensor, Tensor], Tensor],
+        prepare: Callable[[Tensor], Tensor] | None = None,
+    ) -> None:
+        self.products = products
+        self.generator = generator
+        self.measure = measure
+        self.prepare = prepare
+        self.space = products.operator.in_space
+        self.values: Float[Tensor, " S"] = torch.zeros(0, dtype=torch.float64, device=self.space.device)
+
+    @property
+    def eps(self) -> float:
+        """Rounding unit of the vectors."""
+        return torch.finfo(self.space.dtype).eps
+
+    def draw(self, total: int) -> None:
+        """Draw until `total` products are spent."""
+        while (room := total - self.products.count) > 0:
+            probes = signs(self.space, min(room, self.products.block), self.generator)
+            probes = probes if self.prepare is None else self.prepare(probes)
+            self.values = torch.cat([self.values, self.measure(probes, self.products(probes))])
+
+
 def gram_operator(operator: Operator) -> Operator:
     """A Aᵀ, known to be symmetric; one product with it is two with A."""
     adjoint = operator.T
@@ -352,9 +391,11 @@ def _with_error(value: float, error: float) -> str:
     """`value ± error` with two digits of the error, and the value to the same place."""
     if not math.isfinite(value) or not math.isfinite(error) or error == 0:
         return f"{value:.10g} ± {error:g}"
+    if error < 1e-10 * abs(value):  # rounding
+        return f"{value:.10g} ± {error:.1e}"
     size = max(abs(value), error)
     decimals = 1 - math.floor(math.log10(error))
-    if 1e-4 <= size < 1e7 and decimals <= 12:
+    if 1e-4 <= size < 1e7:
         places = max(decimals, 0)
         return f"{round(value, decimals):.{places}f} ± {round(error, decimals):.{places}f}"
     digits = min(max(math.floor(math.log10(size)) + decimals, 1), 15)

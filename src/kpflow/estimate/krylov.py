@@ -1,7 +1,7 @@
 """Leading eigenpairs and singular triplets by block Krylov with thick restarts, from products alone."""
 
 import dataclasses
-from collections.abc import Callable
+import functools
 from typing import final
 
 import torch
@@ -79,24 +79,19 @@ def leading(operator: Operator, k: int, *, tol: float, budget: int, generator: t
 
 
 def _krylov(operator: Operator, k: int, tol: float, budget: int, generator: torch.Generator) -> Triplets:
-    products = Products(operator)
-    adjoint = products if operator.symmetric else Products(operator.T)
-    ritz_of = _symmetric_ritz if operator.symmetric else _singular_ritz(adjoint)
+    products, adjoint = Products(operator), Products(operator.T)  # the second one is for singular triplets only
+    ritz_of = _symmetric_ritz if operator.symmetric else functools.partial(_singular_ritz, adjoint)
     per_vector = 1 if operator.symmetric else 2
     size = min(operator.in_space.size, operator.out_space.size)
     block = min(k + OVERSAMPLING, size, budget // per_vector)
     most = min(max(60, 4 * block), size)
     basis = _random_rows(operator, block, generator)
     images, expansions = products(basis), 0
-
-    def spent() -> int:
-        return products.count + (0 if operator.symmetric else adjoint.count)
-
     while True:
         ritz = ritz_of(basis, images, block)
         top = float(ritz.values[0].abs())
         settled = bool((ritz.errors[:k] <= tol * top).all())
-        room = budget - spent() - (0 if operator.symmetric else block)
+        room = budget - products.count - adjoint.count - (0 if operator.symmetric else block)
         fresh = orthonormal_rows(ritz.residual[: max(room, 0)], basis, floor=1e-2 * tol * top)
         if (settled and expansions >= LEAST_EXPANSIONS) or not len(fresh):
             break
@@ -105,7 +100,7 @@ def _krylov(operator: Operator, k: int, tol: float, budget: int, generator: torc
             basis, images = keep @ basis, keep @ images
         basis, images = torch.cat([basis, fresh]), torch.cat([images, products(fresh)])
         expansions += 1
-    return _triplets(ritz, k, spent(), settled, "block Krylov")
+    return _triplets(ritz, k, products.count + adjoint.count, settled, "block Krylov")
 
 
 def _symmetric_ritz(basis: Float[Tensor, "Q N"], images: Float[Tensor, "Q N"], count: int) -> _Ritz:
@@ -120,18 +115,14 @@ def _symmetric_ritz(basis: Float[Tensor, "Q N"], images: Float[Tensor, "Q N"], c
     return _Ritz(values, right, right, residual, coefficients)
 
 
-def _singular_ritz(adjoint: Products) -> Callable[[Tensor, Tensor, int], _Ritz]:
+def _singular_ritz(adjoint: Products, basis: Float[Tensor, "Q N"], images: Float[Tensor, "Q M"], count: int) -> _Ritz:
     """Rayleigh–Ritz for singular triplets: the SVD of A V, and the residual Aᵀ u − σ v."""
-
-    def ritz(basis: Float[Tensor, "Q N"], images: Float[Tensor, "Q M"], count: int) -> _Ritz:
-        q, r = torch.linalg.qr(images.mT)
-        u, values, coefficients = torch.linalg.svd(r)
-        left = (q @ u[:, :count]).mT.contiguous()
-        right = coefficients[:count] @ basis
-        residual = adjoint(left) - values[:count, None] * right
-        return _Ritz(values[:count].double(), left, right, residual, coefficients)
-
-    return ritz
+    q, r = torch.linalg.qr(images.mT)
+    u, values, coefficients = torch.linalg.svd(r)
+    left = (q @ u[:, :count]).mT.contiguous()
+    right = coefficients[:count] @ basis
+    residual = adjoint(left) - values[:count, None] * right
+    return _Ritz(values[:count].double(), left, right, residual, coefficients)
 
 
 def _dense(operator: Operator, k: int) -> Triplets:

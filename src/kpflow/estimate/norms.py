@@ -1,7 +1,9 @@
 """Norms: ‖A‖_F deflated, plain, one-sided and exact; ‖A‖₂ by block Krylov."""
 
+import functools
 import math
 from collections.abc import Callable
+from typing import final
 
 import torch
 from torch import Tensor
@@ -15,6 +17,7 @@ from .base import (
     Estimate,
     Products,
     Reading,
+    Samples,
     Status,
     at_the_door,
     basis_blocks,
@@ -99,47 +102,58 @@ def frobenius_norm(
 
 def _deflated(operator: Operator, effort: Effort, generator: torch.Generator) -> Estimate:
     sketch = Sketch([operator], 1 / 3, generator, two_sided=operator.symmetric)
+    return settle(effort, "deflated", functools.partial(_read_sketch, sketch), eps=sketch.eps)
 
-    def read(total: int) -> Reading:
-        sketch.grow(total)
-        held, samples = sketch.inner()
-        value, error = jackknife(lambda mean: (held + mean[..., 0]).sqrt(), samples[:, None])
-        return Reading(value, error, len(samples), sketch.spent)
 
-    return settle(effort, "deflated", read, eps=sketch.eps)
+def _read_sketch(sketch: Sketch, total: int) -> Reading:
+    sketch.grow(total)
+    held, samples = sketch.inner()
+    value, error = jackknife(lambda mean: (held + mean[..., 0]).sqrt(), samples[:, None])
+    return Reading(value, error, len(samples), sketch.spent)
 
 
 def _hutchinson(operator: Operator, effort: Effort, generator: torch.Generator) -> Estimate:
-    products, squares = Products(operator), torch.zeros(0, dtype=torch.float64, device=operator.in_space.device)
+    squares = Samples(Products(operator), generator, _square)
+    return settle(effort, "hutchinson", functools.partial(_read_squares, squares), eps=squares.eps)
 
-    def read(total: int) -> Reading:
-        nonlocal squares
-        while (room := total - products.count) > 0:
-            image = products(signs(operator.in_space, min(room, products.block), generator))
-            squares = torch.cat([squares, inner(image, image)])
-        value, error = jackknife(lambda mean: mean[..., 0].sqrt(), squares[:, None])
-        return Reading(value, error, len(squares), products.count)
 
-    return settle(effort, "hutchinson", read, eps=torch.finfo(operator.in_space.dtype).eps)
+def _square(_probes: Tensor, image: Tensor) -> Tensor:
+    return inner(image, image)
+
+
+def _read_squares(squares: Samples, total: int) -> Reading:
+    squares.draw(total)
+    value, error = jackknife(lambda mean: mean[..., 0].sqrt(), squares.values[:, None])
+    return Reading(value, error, len(squares.values), squares.products.count)
+
+
+@final
+class _Images:
+    """Fᵀ g, all of them kept, for the mean over pairs i ≠ j of ⟨Fᵀ gᵢ, M Fᵀ gⱼ⟩².
+
+    That mean is a U-statistic: unbiased for ‖A‖²_F, with an exact jackknife from the row sums.
+    """
+
+    def __init__(self, gramian: Gramian, generator: torch.Generator) -> None:
+        self.products = Products(gramian.jacobian.T)
+        self.metric = gramian.metric
+        self.generator = generator
+        self.images = self.products(signs(gramian.in_space, 0, generator))
+
+    def read(self, total: int) -> Reading:
+        """Draw until `total` products are spent."""
+        probes = signs(self.products.operator.in_space, total - self.products.count, self.generator)
+        self.images = torch.cat([self.images, self.products(probes)])
+        right = self.images if self.metric is None else Products(self.metric)(self.images)
+        value, error = _pairs(gram(self.images, right).square().fill_diagonal_(0))
+        return Reading(value, error, len(self.images), self.products.count)
 
 
 def _one_sided_reverse(operator: Operator, effort: Effort, generator: torch.Generator) -> Estimate:
-    """The mean over pairs is a U-statistic: unbiased for ‖A‖²_F, with an exact jackknife from its row sums."""
     if not isinstance(operator, Gramian):
         raise TypeError(f"The one-sided methods need a Gramian; got {type(operator).__name__}.")
-    products, metric = Products(operator.jacobian.T), operator.metric
-    images = torch.zeros(
-        0, products.operator.out_space.size, dtype=operator.in_space.dtype, device=operator.in_space.device
-    )
-
-    def read(total: int) -> Reading:
-        nonlocal images
-        images = torch.cat([images, products(signs(operator.in_space, total - products.count, generator))])
-        right = images if metric is None else Products(metric)(images)
-        value, error = _pairs(gram(images, right).square().fill_diagonal_(0))
-        return Reading(value, error, len(images), products.count)
-
-    return settle(effort, "one-sided-reverse", read, eps=torch.finfo(operator.in_space.dtype).eps)
+    images = _Images(operator, generator)
+    return settle(effort, "one-sided-reverse", images.read, eps=torch.finfo(operator.in_space.dtype).eps)
 
 
 def _pairs(squares: Tensor) -> tuple[float, float]:
@@ -212,8 +226,8 @@ def _largest(operator: Operator, effort: Effort, generator: torch.Generator) -> 
     value, bound = float(found.values[0].abs()), float(found.residuals[0])
     if not operator.symmetric:
         bound /= math.sqrt(2)
-    if found.method == "dense":
-        bound = 0.0
+    rounding = math.sqrt(operator.in_space.size) * torch.finfo(operator.in_space.dtype).eps
+    bound = 0.0 if found.method == "dense" else max(bound, rounding * value)
     status = Status.CONVERGED if found.converged else Status.BUDGET_EXHAUSTED
     return Estimate(value, bound, found.spent, status, found.method)
 

@@ -1,7 +1,8 @@
 """Effective rank: the participation ratio of a spectrum, of the whole operator or along some axes."""
 
+import functools
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import final
 
 import torch
@@ -13,6 +14,7 @@ from kpflow.operators import Operator
 from kpflow.spaces import Space
 
 from .base import (
+    BLOCK_ENTRIES,
     MIN_PROBES,
     PILOT,
     Effort,
@@ -108,12 +110,13 @@ class _Kept:
         self.shape = space.shape
         self.positions = tuple(space.axis(name) for name in axes)
         self.size = math.prod(space.shape[i] for i in self.positions)
+        self.traced = space.size // self.size
 
     def matrices(self, left: Float[Tensor, "S N"]) -> Float[Tensor, "S D R"]:
         """The vectors as matrices, kept entries by traced entries, in float64."""
         tensor = left.reshape(len(left), *self.shape)
         kept = [i + 1 for i in self.positions]
-        return tensor.movedim(kept, list(range(1, len(kept) + 1))).reshape(len(left), self.size, -1).double()
+        return tensor.movedim(kept, list(range(1, len(kept) + 1))).reshape(len(left), self.size, self.traced).double()
 
     def of(self, left: Float[Tensor, "S N"], right: Float[Tensor, "S N"]) -> Float[Tensor, "S D D"]:
         """Partial trace of leftⱼ rightⱼᵀ, made symmetric, for each j."""
@@ -123,9 +126,14 @@ class _Kept:
     def sum(self, left: Float[Tensor, "S N"], right: Float[Tensor, "S N"]) -> Float[Tensor, "D D"]:
         """Partial trace of Σⱼ leftⱼ rightⱼᵀ, made symmetric."""
         total = torch.zeros(self.size, self.size, dtype=torch.float64, device=left.device)
-        for one, other in zip(left, right, strict=True):
-            total += self.of(one[None], other[None])[0]
+        for one, other in self.blocks(left, right):
+            total += self.of(one, other).sum(0)
         return total
+
+    def blocks(self, left: Float[Tensor, "S N"], right: Float[Tensor, "S N"]) -> Iterator[tuple[Tensor, Tensor]]:
+        """Pairs of vectors, as many at a time as their matrices fit into a block."""
+        count = max(1, BLOCK_ENTRIES // max(self.size**2, left.shape[1]))
+        return zip(left.split(count), right.split(count), strict=True)
 
 
 def _deflated(
@@ -133,12 +141,13 @@ def _deflated(
 ) -> Estimate:
     sketch = Sketch([operator], 1 / 3, generator, two_sided=True, cost=cost)
 
-    def read(total: int) -> Reading:
-        sketch.grow(total)
-        value, error = _whole(sketch) if kept is None else _along(sketch, kept)
-        return Reading(value, error, len(sketch.probes), sketch.spent)
+    return settle(effort, "deflated", functools.partial(_read, sketch, kept), pilot=cost * PILOT, eps=sketch.eps)
 
-    return settle(effort, "deflated", read, pilot=cost * PILOT, eps=sketch.eps)
+
+def _read(sketch: Sketch, kept: _Kept | None, total: int) -> Reading:
+    sketch.grow(total)
+    value, error = _whole(sketch) if kept is None else _along(sketch, kept)
+    return Reading(value, error, len(sketch.probes), sketch.spent)
 
 
 def _whole(sketch: Sketch) -> tuple[float, float]:
@@ -153,16 +162,17 @@ def _along(sketch: Sketch, kept: _Kept) -> tuple[float, float]:
     """(tr M)²/‖M‖²_F of the partial trace M, from the samples Cⱼ, and its error.
 
     With T = Σ Cⱼ the mean over pairs is (‖T‖² − Σ‖Cⱼ‖²)/(S(S−1)); without the i-th sample
-    (‖T‖² − 2⟨Cᵢ, T⟩ − Σ‖Cⱼ‖² + 2‖Cᵢ‖²)/((S−1)(S−2)). No sample is kept: two passes make them one by one.
+    (‖T‖² − 2⟨Cᵢ, T⟩ − Σ‖Cⱼ‖² + 2‖Cᵢ‖²)/((S−1)(S−2)). No sample is kept: two passes make them, a block at a time.
     """
     residual, probes = sketch.residual(), sketch.probes
     held, count = _held(sketch, kept), len(probes)
     total = count * held + kept.sum(residual, probes)
     rows = []
-    for left, right in zip(residual, probes, strict=True):
-        sample = held + kept.of(left[None], right[None])[0]
-        rows.append(torch.stack([sample.trace(), (sample * total).sum(), sample.square().sum()]))
-    traces, withs, squares = torch.stack(rows, dim=1)
+    for block in kept.blocks(residual, probes):
+        sample = held + kept.of(*block)
+        trace = sample.diagonal(dim1=1, dim2=2).sum(1)
+        rows.append(torch.stack([trace, (sample * total).sum((1, 2)), sample.square().sum((1, 2))]))
+    traces, withs, squares = torch.cat(rows, dim=1)
     pairs = total.square().sum() - squares.sum()
     mean = total / count
     if count < MIN_PROBES or not bool(pairs > 0):

@@ -27,7 +27,7 @@ class Sketch:
     Left-sided (for the inner products of operators between two spaces), with W = Aᵀ Q and R = P A g:
         ⟨A, B⟩_F = ⟨W_A, W_B⟩ + E ⟨R_A, R_B⟩
 
-    Memory: (q + s)(k + 1) vectors for q basis vectors and s probes.
+    Memory: (q + s)(k + 1) + s k vectors for q basis vectors and s probes.
 
     Args:
         operators: Between the same two spaces.
@@ -60,6 +60,7 @@ class Sketch:
         self.images = [empty.new_zeros(0, domain.size) for _ in operators]
         self.probes: Float[Tensor, "S N"] = empty.new_zeros(0, domain.size)
         self.probe_images = [empty for _ in operators]
+        self._residuals: dict[int, Tensor] = {}
 
     @property
     def spent(self) -> int:
@@ -74,6 +75,7 @@ class Sketch:
 
     def grow(self, total: int) -> None:
         """Add basis vectors and probes until `total` products are spent."""
+        self._residuals.clear()
         operators, cost = len(self.products), self.products[0].cost
         columns = min(int(self.fraction * total / (operators * cost)), self.basis.shape[1])
         self._grow_basis(columns - self.sketched)
@@ -96,11 +98,13 @@ class Sketch:
         return gram(self.basis, self.images[i])
 
     def residual(self, i: int = 0) -> Float[Tensor, "S N"]:
-        """P Aᵢ P g, or P Aᵢ g if left-sided, for each probe."""
-        image = self.probe_images[i]
-        if self.two_sided:
-            image = image - gram(self.probes, self.basis).to(image.dtype) @ self.images[i]
-        return project_out(image, self.basis)
+        """P Aᵢ P g, or P Aᵢ g if left-sided, for each probe; kept until the sketch grows."""
+        if i not in self._residuals:
+            image = self.probe_images[i]
+            if self.two_sided:
+                image = image - gram(self.probes, self.basis).to(image.dtype) @ self.images[i]
+            self._residuals[i] = project_out(image, self.basis)
+        return self._residuals[i]
 
     def _grow_basis(self, columns: int) -> None:
         """Add the range of the operators on `columns` random signs, which they take in turn."""

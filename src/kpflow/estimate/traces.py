@@ -1,6 +1,7 @@
 """The trace: Hutchinson, Hutch++, one-sided and exact. A new method is a function and a line in `_METHODS`."""
 
 import dataclasses
+import functools
 import math
 from collections.abc import Callable
 from typing import final
@@ -17,6 +18,7 @@ from .base import (
     Estimate,
     Products,
     Reading,
+    Samples,
     Status,
     at_the_door,
     basis_blocks,
@@ -121,62 +123,55 @@ class _Job:
 
 @final
 class _Sampler:
-    """Mean of independent samples, of which `draw(count)` gives more; `held` is added, `products` counts.
+    """A part that is known, `held`, plus the mean of samples; a second reading goes on from the first."""
 
-    The samples live on as long as the sampler, so a second reading goes on from the first.
-    """
-
-    def __init__(self, products: Products, draw: Callable[[int], Tensor], held: float = 0.0) -> None:
-        self.products = products
-        self.draw = draw
+    def __init__(self, samples: Samples, held: float = 0.0) -> None:
+        self.samples = samples
         self.held = held
-        self.samples = torch.zeros(0, dtype=torch.float64, device=products.operator.in_space.device)
 
     def read(self, total: int) -> Reading:
         """Draw until `total` products are spent."""
-        while (room := total - self.products.count) > 0:
-            self.samples = torch.cat([self.samples, self.draw(min(room, self.products.block))])
-        value, error = jackknife(lambda mean: mean[..., 0], self.samples[:, None])
-        return Reading(self.held + value, error, len(self.samples), self.products.count)
+        self.samples.draw(total)
+        values = self.samples.values
+        value, error = jackknife(_first, values[:, None])
+        return Reading(self.held + value, error, len(values), self.samples.products.count)
+
+
+def _first(mean: Tensor) -> Tensor:
+    return mean[..., 0]
 
 
 def _hutchinson(job: _Job) -> Estimate:
-    products = Products(job.operator)
-
-    def draw(count: int) -> Tensor:
-        probes = signs(job.operator.in_space, count, job.generator)
-        return inner(probes, products(probes))
-
-    return job.settle("hutchinson", _Sampler(products, draw).read)
+    return job.settle("hutchinson", _Sampler(Samples(Products(job.operator), job.generator, inner)).read)
 
 
 def _hutchpp(job: _Job) -> Estimate:
     sketch = Sketch([job.operator], job.fraction or 1 / 3, job.generator, two_sided=True)
+    return job.settle("hutch++", functools.partial(_read_sketch, sketch))
 
-    def read(total: int) -> Reading:
-        sketch.grow(total)
-        held, samples = sketch.trace()
-        value, error = jackknife(lambda mean: mean[..., 0], samples[:, None])
-        return Reading(held + value, error, len(samples), sketch.spent)
 
-    return job.settle("hutch++", read)
+def _read_sketch(sketch: Sketch, total: int) -> Reading:
+    sketch.grow(total)
+    held, samples = sketch.trace()
+    value, error = jackknife(_first, samples[:, None])
+    return Reading(held + value, error, len(samples), sketch.spent)
 
 
 def _one_sided(job: _Job, side: Operator, metric: Operator | None) -> _Sampler:
     """Samples of ⟨B g, M B g⟩ for B = Fᵀ or F, with g made orthogonal to what is summed exactly."""
     products = Products(side)
-    measure = (lambda image: image) if metric is None else Products(metric)
     first = job.effort.budget if job.effort.whole else min(PILOT, job.effort.budget)
     columns = min(int((job.fraction or 0.0) * first), side.in_space.size)
-    basis = orthonormal_rows(signs(side.in_space, columns, job.generator), _no_vectors(side))
-    image = products(basis)
+    probes = signs(side.in_space, columns, job.generator)
+    basis = orthonormal_rows(probes, probes[:0])
+    measure = functools.partial(_energy, None if metric is None else Products(metric))
+    held = float(measure(basis, products(basis)).sum())
+    return _Sampler(Samples(products, job.generator, measure, functools.partial(project_out, basis=basis)), held)
 
-    def draw(count: int) -> Tensor:
-        probes = signs(side.in_space, count, job.generator)
-        deflated = products(project_out(probes, basis))
-        return inner(deflated, measure(deflated))
 
-    return _Sampler(products, draw, float(inner(image, measure(image)).sum()))
+def _energy(metric: Products | None, _probes: Tensor, image: Tensor) -> Tensor:
+    """⟨u, M u⟩."""
+    return inner(image, image if metric is None else metric(image))
 
 
 def _reverse(job: _Job) -> _Sampler:
@@ -201,12 +196,12 @@ def _exact(job: _Job) -> Estimate:
             side = side.T
     size = side.in_space.size
     check_exact_budget(size, job.effort)
+    measure = inner
+    if isinstance(job.operator, Gramian):
+        measure = functools.partial(_energy, None if metric is None else Products(metric))
     products, total = Products(side), 0.0
-    measure = (lambda image: image) if metric is None else Products(metric)
     for unit in basis_blocks(side.in_space, products.block):
-        image = products(unit)
-        one_sided = isinstance(job.operator, Gramian)
-        total += float(inner(image, measure(image)).sum() if one_sided else inner(unit, image).sum())
+        total += float(measure(unit, products(unit)).sum())
     return Estimate(total, 0.0, products.count, Status.CONVERGED, "exact")
 
 
@@ -250,11 +245,6 @@ def _gramian(operator: Operator) -> Gramian:
     if not isinstance(operator, Gramian):
         raise TypeError(f"The one-sided methods need a Gramian; got {type(operator).__name__}.")
     return operator
-
-
-def _no_vectors(operator: Operator) -> Tensor:
-    space = operator.in_space
-    return torch.zeros(0, space.size, dtype=space.dtype, device=space.device)
 
 
 def _check_fits(operator: Operator, method: str) -> None:
