@@ -1,0 +1,44 @@
+"""A problem of 10 000 states never allocates a matrix of its size: the whole path under a cap of memory."""
+
+import subprocess
+import sys
+
+import pytest
+
+SCRIPT = """
+import resource, sys, torch, kpflow as kp
+torch.set_num_threads(1)
+model = torch.nn.RNN(3, 50, batch_first=True).double()
+inputs = torch.randn(10, 20, 3, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+torch.linalg.eigh(torch.eye(3, dtype=torch.float64) @ torch.eye(3, dtype=torch.float64))  # loads the libraries
+used = int(open("/proc/self/statm").read().split()[0]) * resource.getpagesize()
+resource.setrlimit(resource.RLIMIT_AS, (used + int(sys.argv[1]) * 2**20,) * 2)
+lin = kp.linearise(model, inputs)
+assert lin.space.size == 10_000
+P, K, ntk = kp.Propagator(lin), kp.ParameterKernel(lin), kp.Ntk(lin)
+for operator in (P, K, ntk, ntk @ P.inverse + 2 * K):
+    operator(lin.states), operator.T(lin.states)
+for operator in (K, ntk):
+    print(kp.estimate.trace(operator, budget=64), kp.estimate.effective_rank(operator, budget=64))
+print(kp.estimate.effective_rank(P, budget=64), kp.estimate.modes(ntk, k=4, budget=64).values)
+print(kp.operators.PartialTrace(ntk, ("trial", "time"), num_probes=8, generator=torch.Generator().manual_seed(0)))
+kp.flow.cores(lin), kp.flow.response(lin, lambda y: y.square().mean())
+"""
+LIMIT = 400  # MiB above what the process has at first; the matrix in float64 takes 763
+
+
+def run(script: str) -> subprocess.CompletedProcess:
+    return subprocess.run([sys.executable, "-c", script, str(LIMIT)], capture_output=True, text=True, check=False)
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="caps the memory of a process as Linux does")
+def test_ten_thousand_states_under_a_memory_cap():
+    finished = run(SCRIPT)
+    assert finished.returncode == 0, finished.stderr[-2000:]
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="caps the memory of a process as Linux does")
+def test_the_cap_would_stop_a_dense_matrix():
+    finished = run(SCRIPT + "\nkp.operators.to_dense(ntk)")
+    assert finished.returncode != 0
+    assert "memory" in finished.stderr
