@@ -1,6 +1,6 @@
 """kpflow: why gradient descent finds the dynamics it finds.
 
-A model's state S solves S = F(S, x, θ); a step of gradient descent moves it by dS = −η P K Pᵀ ∂L/∂S, with the propagator
+A model's state S solves S = F(S, x, θ); a gradient step moves it by dS = −η P K Pᵀ ∂L/∂S, with the propagator
 P = (I − ∂F/∂S)⁻¹ and the parameter kernel K = J Jᵀ, J = ∂F/∂θ. The map of the package:
 
     states     models → linearised state equations      linearise

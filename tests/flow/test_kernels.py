@@ -216,7 +216,7 @@ def test_bad_arguments():
         kp.Ntk(lin, metric=skew)
     with pytest.raises(ValueError, match='must be None, "outputs" or an operator'):
         kp.Ntk(lin, readout="targets")
-    with pytest.raises(ValueError, match="`learning_rate` must be a positive number; got -0.1"):
+    with pytest.raises(ValueError, match="`learning_rate` must be a positive number"):
         kp.flow.response(lin, lambda y: y.sum(), learning_rate=-0.1)
     with pytest.raises(ValueError, match="`loss` must give a scalar tensor; got"):
         kp.flow.response(lin, lambda y: y)
