@@ -34,8 +34,8 @@ class Net(nn.Module):
     def __init__(self, inputs: int, hidden: int, outputs: int, generator: torch.Generator) -> None:
         """Draw the weights; the global generator is not used."""
         nn.Module.__init__(self)
-        self.rnn = nn.utils.skip_init(nn.GRU, inputs, hidden, batch_first=True)
-        self.readout = nn.utils.skip_init(nn.Linear, hidden, outputs)
+        self.rnn = nn.GRU(inputs, hidden, batch_first=True, device="meta").to_empty(device="cpu")
+        self.readout = nn.Linear(hidden, outputs, device="meta").to_empty(device="cpu")
         bound = 1 / math.sqrt(hidden)
         with torch.no_grad():
             for parameter in self.parameters():
