@@ -6,8 +6,9 @@ import math
 import pytest
 import torch
 
-from kpflow.estimate import Estimate, Status, base
-from kpflow.estimate.base import Effort, Reading, check_operator, gram, inner, jackknife, settle
+from kpflow.estimate import Estimate, Status, base, products
+from kpflow.estimate.base import Effort, Reading, check_operator, jackknife, settle
+from kpflow.estimate.products import gram, inner
 from kpflow.estimate.sketch import orthonormal_rows
 from kpflow.operators import Dense
 
@@ -54,7 +55,7 @@ def test_sums_of_float32_are_in_float64():
 
 
 def test_gram_goes_over_pieces(monkeypatch):
-    monkeypatch.setattr(base, "SUM_ENTRIES", 3)
+    monkeypatch.setattr(products, "SUM_ENTRIES", 3)
     x, y = randn(2, 10, seed=1), randn(4, 10, seed=2)
     torch.testing.assert_close(gram(x, y), x @ y.mT, rtol=1e-13, atol=1e-13)
 

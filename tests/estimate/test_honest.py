@@ -17,7 +17,12 @@ from kpflow.spaces import Space
 from .problems import factorised, matrix, seeded
 
 N = 80
+FLAT = Space.of((N,))
 STATES = Space.of((2, 5, 8), ("trial", "time", "unit"))
+
+
+def _dense(a):
+    return Dense(a, (FLAT, FLAT))
 
 
 def _trace(a):
@@ -45,26 +50,26 @@ def _cosine(a):
 
 
 ESTIMATORS = {
-    "trace, hutchinson": (lambda a: (Dense(a), trace, {"method": "hutchinson"}), _trace),
-    "trace, hutch++ 1/3": (lambda a: (Dense(a), trace, {"method": "hutch++"}), _trace),
-    "trace, hutch++ 1/6": (lambda a: (Dense(a), trace, {"method": "hutch++", "sketch_fraction": 1 / 6}), _trace),
+    "trace, hutchinson": (lambda a: (_dense(a), trace, {"method": "hutchinson"}), _trace),
+    "trace, hutch++ 1/3": (lambda a: (_dense(a), trace, {"method": "hutch++"}), _trace),
+    "trace, hutch++ 1/6": (lambda a: (_dense(a), trace, {"method": "hutch++", "sketch_fraction": 1 / 6}), _trace),
     "trace, reverse": (lambda a: (factorised(a), trace, {"method": "one-sided-reverse"}), _trace),
     "trace, reverse 1/6": (
         lambda a: (factorised(a), trace, {"method": "one-sided-reverse", "sketch_fraction": 1 / 6}),
         _trace,
     ),
     "trace, forward": (lambda a: (factorised(a), trace, {"method": "one-sided-forward"}), _trace),
-    "norm, deflated": (lambda a: (Dense(a), frobenius_norm, {"method": "deflated"}), _norm),
-    "norm, left-sided": (lambda a: (Dense(a.roll(1, 0)), frobenius_norm, {"method": "deflated"}), _norm),
-    "norm, hutchinson": (lambda a: (Dense(a), frobenius_norm, {"method": "hutchinson"}), _norm),
+    "norm, deflated": (lambda a: (_dense(a), frobenius_norm, {"method": "deflated"}), _norm),
+    "norm, left-sided": (lambda a: (_dense(a.roll(1, 0)), frobenius_norm, {"method": "deflated"}), _norm),
+    "norm, hutchinson": (lambda a: (_dense(a), frobenius_norm, {"method": "hutchinson"}), _norm),
     "norm, reverse": (lambda a: (factorised(a), frobenius_norm, {"method": "one-sided-reverse"}), _norm),
-    "rank": (lambda a: (Dense(a), effective_rank, {"method": "deflated"}), _rank),
+    "rank": (lambda a: (_dense(a), effective_rank, {"method": "deflated"}), _rank),
     "rank along units": (
         lambda a: (Dense(a, (STATES, STATES)), effective_rank, {"method": "deflated", "axes": ("unit",)}),
         _rank_along_units,
     ),
     "alignment": (
-        lambda a: (Dense(a), functools.partial(_with_other, Dense(_other())), {"method": "deflated"}),
+        lambda a: (_dense(a), functools.partial(_with_other, _dense(_other())), {"method": "deflated"}),
         _cosine,
     ),
 }

@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 
-from kpflow.estimate import Status, base, frobenius_norm, operator_norm, sketch
+from kpflow.estimate import Status, frobenius_norm, operator_norm, products, sketch
 from kpflow.estimate.sketch import Sketch
 from kpflow.operators import Dense, Function
 from kpflow.spaces import Space
@@ -33,7 +33,7 @@ def test_golden_operator_norm_of_the_integrator(steps):
 
 def test_plain_over_all_signs(monkeypatch):
     a = randn(5, 8)
-    enumerate_signs(monkeypatch, base, 8)
+    enumerate_signs(monkeypatch, products, 8)
     estimate = frobenius_norm(Dense(a), method="hutchinson", budget=256)
     assert estimate.value == pytest.approx(float(a.norm()), rel=1e-12)
 

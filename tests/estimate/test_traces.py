@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 
-from kpflow.estimate import Status, base, sketch, trace
+from kpflow.estimate import Status, products, sketch, trace
 from kpflow.operators import Dense, Diagonal, Function, LowRank
 from kpflow.spaces import Space
 
@@ -27,7 +27,7 @@ def enumerate_signs(monkeypatch, module, n: int) -> None:
 @pytest.mark.parametrize("name", ["bulk", "exponential", "indefinite"])
 def test_hutchinson_over_all_signs(monkeypatch, name):
     a = matrix(name, 8)
-    enumerate_signs(monkeypatch, base, 8)
+    enumerate_signs(monkeypatch, products, 8)
     estimate = trace(Dense(a), method="hutchinson", budget=256)
     variance = 2 * float(a.square().sum() - a.diagonal().square().sum())
     assert estimate.value == pytest.approx(float(a.trace()), rel=1e-12, abs=1e-12)
@@ -36,7 +36,7 @@ def test_hutchinson_over_all_signs(monkeypatch, name):
 
 def test_hutchinson_over_all_signs_of_an_unsymmetric_matrix(monkeypatch):
     a = randn(8, 8)
-    enumerate_signs(monkeypatch, base, 8)
+    enumerate_signs(monkeypatch, products, 8)
     assert trace(Dense(a), method="hutchinson", budget=256).value == pytest.approx(float(a.trace()), rel=1e-12)
 
 
@@ -44,7 +44,7 @@ def test_hutchinson_over_all_signs_of_an_unsymmetric_matrix(monkeypatch):
 @pytest.mark.parametrize("method", ["one-sided-reverse", "one-sided-forward"])
 def test_one_sided_over_all_signs(monkeypatch, method, columns):
     f = randn(8, 8, seed=3)
-    enumerate_signs(monkeypatch, base, 8)
+    enumerate_signs(monkeypatch, products, 8)
     budget = 256 + columns
     fraction = (columns + 0.5) / budget if columns else None
     estimate = trace(FactorGramian(Dense(f)), method=method, budget=budget, sketch_fraction=fraction)
@@ -58,7 +58,7 @@ def test_one_sided_over_all_signs(monkeypatch, method, columns):
 
 def test_one_sided_takes_a_metric(monkeypatch):
     f, metric = randn(8, 5, seed=3), matrix("bulk", 5)
-    enumerate_signs(monkeypatch, base, 8)
+    enumerate_signs(monkeypatch, products, 8)
     gramian = FactorGramian(Dense(f), Dense(metric))
     truth = float((f @ metric @ f.mT).trace())
     assert trace(gramian, method="one-sided-reverse", budget=256).value == pytest.approx(truth, rel=1e-12)
@@ -137,8 +137,8 @@ def test_budget_is_a_hard_limit(method, budget, rtol):
             trace(FactorGramian(factor), method=method, budget=budget)
         return
     estimate = trace(FactorGramian(factor), method=method, budget=budget, rtol=rtol)
-    products = factor.total if method.startswith("one") else factor.backward
-    assert products == estimate.num_matvecs == budget
+    spent = factor.total if method.startswith("one") else factor.backward
+    assert spent == estimate.num_matvecs == budget
     assert estimate.status is Status.BUDGET_EXHAUSTED
 
 
@@ -152,7 +152,7 @@ def test_auto_keeps_the_budget_when_it_changes_its_mind():
 def test_chunks_do_not_change_the_result(monkeypatch, method):
     gramian = factorised(matrix("slow power law", 50))
     whole = trace(gramian, method=method, budget=60)
-    monkeypatch.setattr("kpflow.estimate.base.BLOCK_ENTRIES", 50 * 7)
+    monkeypatch.setattr("kpflow.estimate.products.BLOCK_ENTRIES", 50 * 7)
     assert trace(gramian, method=method, budget=60).value == pytest.approx(whole.value, rel=1e-12)
 
 

@@ -12,19 +12,17 @@ from .base import (
     PILOT,
     Effort,
     Estimate,
-    Products,
     Reading,
     Status,
     at_the_door,
-    basis_blocks,
     check_exact_budget,
     check_least_budget,
     check_operator,
     exact_pays,
-    inner,
     jackknife,
     settle,
 )
+from .products import Products, basis_blocks, inner
 from .sketch import Sketch
 
 __all__ = ["alignment"]

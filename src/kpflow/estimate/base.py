@@ -1,21 +1,20 @@
-"""What every estimator shares: Estimate and Status, effort, counted products, probes, float64 sums."""
+"""What every estimator shares: Estimate and Status, effort, the jackknife, and the checks at the door."""
 
 import dataclasses
 import enum
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any, final
 
-import torch
 from jaxtyping import Float
 from torch import Tensor
 
 from kpflow._checks import check_positive
-from kpflow.operators import Function, Operator
-from kpflow.spaces import Space
+from kpflow.operators import Operator
+
+from .products import NotFiniteError
 
 __all__ = [
-    "BLOCK_ENTRIES",
     "DEFAULT_BUDGET",
     "DEFAULT_RTOL",
     "EXACT_SIZE",
@@ -23,29 +22,18 @@ __all__ = [
     "PILOT",
     "Effort",
     "Estimate",
-    "NotFiniteError",
-    "Products",
     "Reading",
-    "Samples",
     "Status",
     "at_the_door",
-    "basis_blocks",
     "check_exact_budget",
     "check_least_budget",
     "check_operator",
     "exact_pays",
-    "gram",
-    "gram_operator",
-    "inner",
     "jackknife",
     "not_finite",
     "settle",
-    "signs",
     "spread",
 ]
-
-BLOCK_ENTRIES = 2**22
-"""Entries of one block of probes, on the larger side of the operator: 32 MB in float64. Chosen by experience."""
 
 DEFAULT_RTOL = 1e-2
 """Relative standard error at which an estimate stops, if neither `rtol` nor `budget` is given."""
@@ -61,9 +49,6 @@ PILOT = 36
 
 MIN_PROBES = 8
 """Fewer probes than this say nothing about their spread, which could vanish by chance: the error is then infinite."""
-
-SUM_ENTRIES = 2**18
-"""Entries of a vector that are converted to float64 at a time in `gram`."""
 
 
 @final
@@ -184,118 +169,6 @@ def settle(
     status = Status.CONVERGED if effort.met(reading) else Status.BUDGET_EXHAUSTED
     error = max(reading.error, 8 * eps * abs(reading.value))
     return Estimate(reading.value, error, reading.spent, status, method)
-
-
-class NotFiniteError(FloatingPointError):
-    """A product holds NaN or inf; carries the products spent."""
-
-    def __init__(self, spent: int) -> None:
-        self.spent = spent
-
-
-@final
-class Products:
-    """Products with an operator, on flat vectors `[S, N]`, in blocks that fit, counted and checked.
-
-    Args:
-        operator: The operator.
-        cost: What one product counts: 2 for A Aᵀ.
-    """
-
-    def __init__(self, operator: Operator, cost: int = 1) -> None:
-        self.operator = operator
-        self.cost = cost
-        self.count = 0
-
-    @property
-    def block(self) -> int:
-        """Vectors in one block."""
-        return max(1, BLOCK_ENTRIES // max(self.operator.in_space.size, self.operator.out_space.size, 1))
-
-    def __call__(self, vectors: Tensor) -> Tensor:
-        """A v for `[S, N]`."""
-        if not len(vectors):
-            return vectors.new_zeros(0, self.operator.out_space.size)
-        return torch.cat([self._apply(block) for block in vectors.split(self.block)])
-
-    def _apply(self, block: Tensor) -> Tensor:
-        result = self.operator(block.reshape(len(block), *self.operator.in_shape)).detach()
-        self.count += self.cost * len(block)
-        if not bool(torch.isfinite(result).all()):
-            raise NotFiniteError(self.count)
-        return result.reshape(len(block), self.operator.out_space.size)
-
-
-@final
-class Samples:
-    """One float64 sample per probe, of which more can be drawn: measure(g, A g), with random signs g.
-
-    Args:
-        products: With A.
-        generator: Draws the signs.
-        measure: Takes blocks of probes and of their images.
-        prepare: Changes the probes before the product.
-    """
-
-    def __init__(
-        self,
-        products: Products,
-        generator: torch.Generator,
-        measure: Callable[[Tensor, Tensor], Tensor],
-        prepare: Callable[[Tensor], Tensor] | None = None,
-    ) -> None:
-        self.products = products
-        self.generator = generator
-        self.measure = measure
-        self.prepare = prepare
-        self.space = products.operator.in_space
-        self.values: Float[Tensor, " S"] = torch.zeros(0, dtype=torch.float64, device=self.space.device)
-
-    @property
-    def eps(self) -> float:
-        """Rounding unit of the vectors."""
-        return torch.finfo(self.space.dtype).eps
-
-    def draw(self, total: int) -> None:
-        """Draw until `total` products are spent."""
-        while (room := total - self.products.count) > 0:
-            probes = signs(self.space, min(room, self.products.block), self.generator)
-            probes = probes if self.prepare is None else self.prepare(probes)
-            self.values = torch.cat([self.values, self.measure(probes, self.products(probes))])
-
-
-def gram_operator(operator: Operator) -> Operator:
-    """A Aᵀ, known to be symmetric; one product with it is two with A."""
-    adjoint = operator.T
-    return Function(lambda block: operator(adjoint(block)), None, operator.out_space)
-
-
-def signs(space: Space, count: int, generator: torch.Generator) -> Float[Tensor, "S N"]:
-    """`count` flat vectors of independent random signs: E g gᵀ = I, and gᵢ² = 1."""
-    block = torch.empty(count, space.size, dtype=space.dtype, device=space.device)
-    return block.bernoulli_(0.5, generator=generator).mul_(2).sub_(1)
-
-
-def basis_blocks(space: Space, block: int) -> Iterator[Float[Tensor, "S N"]]:
-    """The unit vectors of the space, flat, `block` at a time."""
-    for start in range(0, space.size, block):
-        count = min(block, space.size - start)
-        unit = torch.zeros(count, space.size, dtype=space.dtype, device=space.device)
-        unit[torch.arange(count), torch.arange(start, start + count)] = 1
-        yield unit
-
-
-def inner(left: Float[Tensor, "S N"], right: Float[Tensor, "S N"]) -> Float[Tensor, " S"]:
-    """⟨left, right⟩ of each pair of rows, accumulated in float64: float32 norms are wrong by 1e-3 at 1e7 entries."""
-    return (left * right).sum(1, dtype=torch.float64)
-
-
-def gram(left: Float[Tensor, "S N"], right: Float[Tensor, "K N"]) -> Float[Tensor, "S K"]:
-    """⟨leftᵢ, rightⱼ⟩ of all pairs of rows, accumulated in float64 over pieces of the long axis."""
-    total = torch.zeros(len(left), len(right), dtype=torch.float64, device=left.device)
-    for piece, other in zip(left.split(SUM_ENTRIES, dim=1), right.split(SUM_ENTRIES, dim=1), strict=True):
-        total += piece.double() @ other.double().mT
-    return total
 
 
 def jackknife(

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from kpflow.operators import Operator
 
-from .base import Products, basis_blocks, gram, inner
+from .products import Products, basis_blocks, gram, inner
 from .sketch import orthonormal_rows
 
 __all__ = ["DENSE_SIZE", "Triplets", "leading"]

@@ -15,24 +15,19 @@ from .base import (
     MIN_PROBES,
     Effort,
     Estimate,
-    Products,
     Reading,
-    Samples,
     Status,
     at_the_door,
-    basis_blocks,
     check_exact_budget,
     check_least_budget,
     check_operator,
     exact_pays,
-    gram,
-    inner,
     jackknife,
     settle,
-    signs,
     spread,
 )
 from .krylov import leading
+from .products import Products, Samples, basis_blocks, gram, inner, signs
 from .sketch import Sketch
 
 __all__ = ["frobenius_norm", "operator_norm"]

@@ -14,26 +14,22 @@ from kpflow.operators import Operator
 from kpflow.spaces import Space
 
 from .base import (
-    BLOCK_ENTRIES,
     MIN_PROBES,
     PILOT,
     Effort,
     Estimate,
-    Products,
     Reading,
     Status,
     at_the_door,
-    basis_blocks,
     check_exact_budget,
     check_least_budget,
     check_operator,
     exact_pays,
-    gram_operator,
-    inner,
     jackknife,
     settle,
     spread,
 )
+from .products import BLOCK_ENTRIES, Products, basis_blocks, gram_operator, inner
 from .sketch import Sketch
 
 __all__ = ["effective_rank"]

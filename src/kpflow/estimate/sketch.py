@@ -9,7 +9,7 @@ from torch import Tensor
 
 from kpflow.operators import Operator
 
-from .base import Products, gram, inner, signs
+from .products import Products, gram, inner, signs
 
 __all__ = ["Sketch", "orthonormal_rows", "project_out"]
 

@@ -10,8 +10,9 @@ from torch import Tensor
 from kpflow._checks import check_generator, check_positive
 from kpflow.operators import Operator
 
-from .base import Effort, NotFiniteError, Status, check_operator, not_finite
+from .base import Effort, Status, check_operator, not_finite
 from .krylov import Triplets, leading
+from .products import NotFiniteError
 
 __all__ = ["Modes", "modes"]
 

@@ -16,20 +16,16 @@ from .base import (
     PILOT,
     Effort,
     Estimate,
-    Products,
     Reading,
-    Samples,
     Status,
     at_the_door,
-    basis_blocks,
     check_exact_budget,
     check_operator,
     exact_pays,
-    inner,
     jackknife,
     settle,
-    signs,
 )
+from .products import Products, Samples, basis_blocks, inner, signs
 from .sketch import Sketch, orthonormal_rows, project_out
 
 __all__ = ["trace"]
