@@ -10,7 +10,7 @@ from matplotlib.image import AxesImage
 
 from kpflow import plots
 from kpflow.plots import leading, paths, style
-from report.records import make_record
+from report.records import small_record
 
 FIGURES = {  # function: (a variable it cannot do without, panels of the full record)
     "loss_and_score": ("loss", 2),
@@ -18,7 +18,7 @@ FIGURES = {  # function: (a variable it cannot do without, panels of the full re
     "effective_ranks": (None, 2),
     "spectra": (None, 3),
     "collapse_pipeline": ("effective_dimension", 2),
-    "ntk_modes": ("ntk_mode_time", 16),
+    "ntk_modes": ("ntk_mode_time", 24),
     "self_referential_bias": ("core_spectrum", 3),
     "trajectories": ("trajectory", 3),
 }
@@ -26,7 +26,7 @@ FIGURES = {  # function: (a variable it cannot do without, panels of the full re
 
 @pytest.fixture
 def record():
-    return make_record(steps=9, trials=8, times=12, units=5, modes=7, missing=(3,))
+    return small_record()
 
 
 def crosses(axes) -> list[float]:
@@ -60,7 +60,7 @@ def test_draws_at_both_widths_and_touches_nothing(record, name, width):
     assert dict(matplotlib.rcParams) == settings
     assert record.identical(before)
     boxes = [axes.get_position() for axes in figure.axes]
-    assert all(box.width * width > 0.6 and box.height * figure.get_figheight() > 0.3 for box in boxes)
+    assert all(box.width * width > 0.6 and box.height * figure.get_figheight() > 0.15 for box in boxes)
 
 
 @pytest.mark.parametrize(("name", "variable"), [(n, v) for n, (v, _) in FIGURES.items() if v])
@@ -186,7 +186,18 @@ def test_modes_say_how_separable_they_are(record):
 
 def test_modes_that_were_not_computed_are_left_out(record):
     record["ntk_mode_time"][:, 2:] = np.nan
-    assert len(plots.ntk_modes(record).axes) == 2 * 2 * 2
+    assert len(plots.ntk_modes(record).axes) == 2 * 2 * 3
+
+
+def test_a_mode_that_one_step_lacks_is_empty_there(record):
+    record["ntk_mode_time"][-1, 3] = np.nan
+    record["ntk_mode_unit"][-1, 3] = np.nan
+    heats = [axes for axes in plots.ntk_modes(record).axes if axes.get_title(loc="left")]
+    assert [bool(np.ma.count(axes.images[0].get_array())) for axes in heats] == [True] * 7 + [False]
+
+
+def test_modes_without_units(record):
+    assert len(plots.ntk_modes(record.drop_vars("ntk_mode_unit")).axes) == 16
 
 
 def test_modes_are_thinned(monkeypatch, record):

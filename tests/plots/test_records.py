@@ -6,12 +6,12 @@ import xarray as xr
 
 from kpflow import plots
 from kpflow.plots import records, style
-from report.records import make_record
+from report.records import small_record
 
 
 @pytest.fixture
 def record():
-    return make_record(steps=9, trials=8, times=12, units=5, modes=7, missing=(3,))
+    return small_record()
 
 
 def test_not_a_dataset():
@@ -116,4 +116,4 @@ def test_probe_words():
         records.probe_words({"probes": {"ntk": 8, "kernel": 16}})
         == " Estimated from 8 (ntk), 16 (kernel) random probes."
     )
-    assert "to a relative standard error of 0.1." in records.probe_words({"rtol": 0.1})
+    assert "random probes, stopping at a relative standard error of 0.1." in records.probe_words({"rtol": 0.1})

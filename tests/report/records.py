@@ -1,9 +1,12 @@
 """A made-up but plausible record of a GRU learning to remember an angle, in the schema of a study."""
 
+import functools
 import json
 
 import numpy as np
 import xarray as xr
+
+from kpflow import report
 
 STAGES = ("inputs", "states", "error", "adjoint", "kernel_adjoint", "change", "targets")
 
@@ -48,6 +51,16 @@ def make_record(steps=25, trials=30, times=90, units=128, modes=20, *, seed=0, m
     record["predicted_loss_change"] = "step", -1e-3 * record.loss.values * wobble()
     record["actual_loss_change"] = "step", record.predicted_loss_change.values * (1 - 0.2 * learned) * wobble()
     return _forget(record, missing)
+
+
+@functools.cache
+def small_page() -> str:
+    """The report of a small record with everything in it, rendered once for all tests."""
+    return report.render(small_record())
+
+
+def small_record() -> xr.Dataset:
+    return make_record(steps=9, trials=8, times=12, units=5, modes=7, missing=(3,))
 
 
 def _forget(record, missing):

@@ -5,8 +5,7 @@ import shutil
 import pytest
 from playwright.sync_api import expect, sync_playwright
 
-from kpflow import report
-from report.records import make_record
+from report.records import small_page, small_record
 
 NAMES = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
 BROWSER = next(filter(None, map(shutil.which, NAMES)), None)
@@ -42,12 +41,12 @@ BLANK = """() => { const [canvas, blank] = [document.querySelector("canvas"), do
 
 @pytest.fixture(scope="module")
 def record():
-    return make_record(steps=9, trials=8, times=12, units=5, modes=7, missing=(3,))
+    return small_record()
 
 
 @pytest.fixture(scope="module")
-def page(record) -> str:
-    return report.render(record)
+def page() -> str:
+    return small_page()
 
 
 @pytest.fixture(scope="module")

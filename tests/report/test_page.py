@@ -15,19 +15,19 @@ import xarray as xr
 from kpflow import report
 from kpflow.plots import PALETTE, Conditions, aligned_trajectories, condition_colours, loss_and_score
 from kpflow.report import headline, svg, theme, viewer
-from report.records import make_record
+from report.records import make_record, small_page, small_record
 
 FIGURES = [plot for section in report.SECTIONS for plot in section.plots]
 
 
 @pytest.fixture(scope="module")
 def record():
-    return make_record(steps=9, trials=8, times=12, units=5, modes=7, missing=(3,))
+    return small_record()
 
 
 @pytest.fixture(scope="module")
-def page(record) -> str:
-    return report.render(record)
+def page() -> str:
+    return small_page()
 
 
 class Elements(HTMLParser):
@@ -154,7 +154,7 @@ def test_steps_left_out_are_named(record, page):
 
 
 def test_captions_say_how_many_probes(page):
-    assert "Estimated from 64 random probes, to a relative standard error of 0.05." in page
+    assert "Estimated from 64 random probes, stopping at a relative standard error of 0.05." in page
 
 
 def test_headline_has_first_and_last_with_errors(record):

@@ -30,10 +30,12 @@ def ntk_modes(record: Record, *, width: float = WIDE) -> Figure:
 
     An eigenvector v[trial, time, unit] is shown by its dominant separable part a[trial, time] · b[unit]: a as a heat
     map (trials in the order of their condition, scaled to its largest entry, whose sign is made positive) and as one
-    time course per trial, coloured by condition. The percentage is the part's share of the mode's squared norm.
+    time course per trial, coloured by condition; b as a strip over units. The percentage is the part's share of the
+    mode's squared norm.
 
     Args:
-        record: Holds `ntk_mode_time(step, leading, trial, time)`, perhaps `ntk_mode_separability(step, leading)`.
+        record: Holds `ntk_mode_time(step, leading, trial, time)`, perhaps `ntk_mode_unit(step, leading, unit)` and
+            `ntk_mode_separability(step, leading)`.
         width: Of the figure in inches; below 6 the two steps stand beside each other and the modes below.
 
     Raises:
@@ -49,17 +51,21 @@ def ntk_modes(record: Record, *, width: float = WIDE) -> Figure:
     """
     record = check_record(record)
     modes = series(record, "ntk_mode_time")
+    units = series(record, "ntk_mode_unit") if has(record, "ntk_mode_unit") else None
     picks = chosen_steps(covered_steps(modes), 2)
     leading = [k for k in range(modes.sizes["leading"]) if bool(modes[picks, k].notnull().any())]
-    cells = [(pick, mode) for pick in picks for mode in leading]
     narrow = is_narrow(width)
     rows, columns = (len(leading), len(picks)) if narrow else (len(picks), len(leading))
-    figure, axes = grid(width, columns, 2 * rows, panel_height=1.25, legend_rows=2)
-    for index, (pick, mode) in enumerate(cells):
+    heights = [1.0, 1.0] if units is None else [1.0, 1.0, 0.4]
+    figure, axes = grid(width, columns, len(heights) * rows, panel_height=1.25, legend_rows=2, heights=heights * rows)
+    for index, (pick, mode) in enumerate((pick, mode) for pick in picks for mode in leading):
         across, down = divmod(index, len(leading)) if narrow else divmod(index, len(leading))[::-1]
-        pair = axes[2 * down, across], axes[2 * down + 1, across]
+        heat, course, *strip = axes[len(heights) * down : len(heights) * (down + 1), across]
         side = "" if across or narrow else step_words(float(record["step"].values[pick]))
-        _cell(*pair, record, modes[pick, mode], _title(record, pick, mode, narrow=narrow), side)
+        panel(heat, title=_title(record, pick, mode, narrow=narrow), y=side)
+        _pattern(heat, course, conditions(record), modes[pick, mode])
+        if units is not None:
+            _strip(strip[0], units.values[pick, mode])
     condition = conditions(record)
     legend(figure, condition_keys(condition), width, columns=4 if narrow else 8, title=condition.label)
     return figure
@@ -74,32 +80,39 @@ def _title(record: xr.Dataset, pick: int, mode: int, *, narrow: bool) -> str:
     return words if np.isnan(share) else f"{words} ({share:.0%})"
 
 
-def _cell(heat: Axes, course: Axes, record: xr.Dataset, mode: xr.DataArray, title: str, side: str) -> None:
-    condition = conditions(record)
+def _scaled(pattern: np.ndarray) -> np.ndarray:
+    """The pattern over its entry of largest magnitude; as it is if it has none."""
+    largest = pattern.flat[np.argmax(np.nan_to_num(np.abs(pattern)))]
+    return pattern / largest if np.isfinite(largest) and largest != 0 else pattern
+
+
+def _pattern(heat: Axes, course: Axes, condition: Conditions, mode: xr.DataArray) -> None:
     trials = condition.order[thin(len(condition.order), MOST_TRIALS)]
     times = thin(mode.sizes["time"], MOST_TIMES)
-    pattern = mode.values / mode.values.flat[np.nanargmax(np.abs(mode.values))]
-    instants = np.asarray(mode["time"].values, dtype=float)  # the index where the record gives no times
-    _heat(heat, pattern[np.ix_(trials, times)], instants[times], title, side)
-    _courses(course, pattern[:, times], instants[times], condition, trials)
+    pattern = _scaled(mode.values)[:, times]
+    instants = np.asarray(mode["time"].values, dtype=float)[times]  # the index where the record gives no times
+    ends = float(instants[0]), float(instants[-1] if len(instants) > 1 else instants[0] + 1)
+    _image(heat, pattern[trials], (*ends, 0.0, float(len(trials))))
+    colours = condition_colours(condition)
+    for trial in trials:
+        course.plot(instants, pattern[trial], color=colours[trial], linewidth=0.8)
+    units = mode["time"].attrs.get("units")
+    panel(course, x=f"time ({units})" if units else "time")
+    course.axhline(0, color=PALETTE["rule"], linewidth=0.8)
+    course.grid(visible=False)
+    course.set(ylim=(-1.08, 1.08), yticks=[-1, 0, 1], xlim=ends)
 
 
-def _heat(axes: Axes, pattern: np.ndarray, instants: np.ndarray, title: str, side: str) -> None:
-    extent = (instants[0], instants[-1] if len(instants) > 1 else instants[0] + 1, 0, len(pattern))
+def _strip(axes: Axes, units: np.ndarray) -> None:
+    panel(axes, x="units")
+    _image(axes, _scaled(units[None]), (0.0, float(len(units)), 0.0, 1.0))
+    axes.set(xticks=[])
+
+
+def _image(axes: Axes, values: np.ndarray, extent: tuple[float, float, float, float]) -> None:
     axes.imshow(
-        pattern, cmap=DIVERGING, vmin=-1, vmax=1, aspect="auto", interpolation="none", extent=extent, origin="lower"
+        values, cmap=DIVERGING, vmin=-1, vmax=1, aspect="auto", interpolation="none", extent=extent, origin="lower"
     )
-    panel(axes, title=title, y=side)
     axes.grid(visible=False)
     axes.set(yticks=[])
     axes.tick_params(labelbottom=False)
-
-
-def _courses(axes: Axes, pattern: np.ndarray, instants: np.ndarray, condition: Conditions, trials: np.ndarray) -> None:
-    colours = condition_colours(condition)
-    for trial in trials:
-        axes.plot(instants, pattern[trial], color=colours[trial], linewidth=0.8)
-    panel(axes, x="time")
-    axes.axhline(0, color=PALETTE["rule"], linewidth=0.8)
-    axes.grid(visible=False)
-    axes.set(ylim=(-1.08, 1.08), yticks=[-1, 0, 1], xlim=(instants[0], instants[-1]) if len(instants) > 1 else None)

@@ -216,15 +216,17 @@ def probe_words(settings: dict[str, Any]) -> str:
 
     Example:
         >>> probe_words({"probes": 64, "rtol": 0.05})
-        ' Estimated from 64 random probes, to a relative standard error of 0.05.'
+        ' Estimated from 64 random probes, stopping at a relative standard error of 0.05.'
     """
     probes, rtol = settings.get("probes"), settings.get("rtol")
     if isinstance(probes, dict):
         probes = ", ".join(f"{count} ({name})" for name, count in probes.items())
     if probes is None:
-        return "" if rtol is None else f" Estimated from random probes to a relative standard error of {rtol}."
+        return (
+            "" if rtol is None else f" Estimated from random probes, stopping at a relative standard error of {rtol}."
+        )
     return f" Estimated from {probes} random probes" + (
-        f", to a relative standard error of {rtol}." if rtol is not None else "."
+        f", stopping at a relative standard error of {rtol}." if rtol is not None else "."
     )
 
 

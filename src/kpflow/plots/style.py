@@ -91,18 +91,26 @@ def is_narrow(width: float) -> bool:
     return width < 6
 
 
-def grid(width: float, columns: int, rows: int, *, panel_height: float, legend_rows: int = 0) -> tuple[Figure, Any]:
-    """An empty figure of `rows × columns` panels and its array of axes.
+def grid(
+    width: float,
+    columns: int,
+    rows: int,
+    *,
+    panel_height: float,
+    legend_rows: int = 0,
+    heights: Sequence[float] | None = None,
+) -> tuple[Figure, Any]:
+    """An empty figure of `rows × columns` panels and its array of axes; `heights` are relative, one per row.
 
     Raises:
         ValueError: `width` is no number above 2 inches.
     """
     if not isinstance(width, int | float) or not width > 2:
         raise ValueError(f"`width` must be a number of inches above 2; got {width!r}.")
-    height = rows * panel_height + 0.25 * legend_rows
+    height = (rows if heights is None else sum(heights)) * panel_height + 0.25 * legend_rows
     figure = Figure(figsize=(width, height), layout="constrained", facecolor="white")
     figure.get_layout_engine().set(w_pad=0.06, h_pad=0.05, wspace=0.03, hspace=0.04)  # type: ignore[union-attr]
-    return figure, figure.subplots(rows, columns, squeeze=False)
+    return figure, figure.subplots(rows, columns, squeeze=False, height_ratios=heights)
 
 
 def panel(axes: Axes, *, title: str = "", x: str = "", y: str = "") -> None:

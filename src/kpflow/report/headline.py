@@ -97,7 +97,23 @@ def provenance(record: xr.Dataset) -> dict[str, str]:
     left_out = missing_steps(record, analysed) if analysed else []
     known["steps"] = f"{record.sizes['step'] - len(left_out)} of {record.sizes['step']} analysed in full"
     known["sizes"] = " × ".join(f"{axis} {size}" for axis, size in record.sizes.items())
-    return known | {str(key): _plain(value) for key, value in settings_of(record).items()}
+    known |= {"skipped": words} if (words := _skipped(record)) else {}
+    settings = {str(key): _plain(value) for key, value in settings_of(record).items()}
+    return known | {
+        f"{key} (setting)" if key in known else key: value for key, value in settings.items() if known.get(key) != value
+    }
+
+
+def _skipped(record: xr.Dataset) -> str:
+    """The steps that the study left out altogether, and why; empty if none."""
+    text = record.attrs.get("skipped", "{}")
+    try:
+        reasons = json.loads(text)
+    except (TypeError, ValueError):
+        return str(text)
+    if not isinstance(reasons, dict):
+        return str(text)
+    return "; ".join(f"step {step}: {reason}" for step, reason in reasons.items())
 
 
 def _is_mine(record: xr.Dataset, name: str) -> bool:

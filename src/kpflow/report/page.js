@@ -84,29 +84,34 @@
     let step = paths.steps.length - 1;
     let pending = false;
     const shown = new Array(trials).fill(true);
-    const radius = [];
+    const frames = [];
     const redraw = () => {
       if (!pending) requestAnimationFrame(() => ((pending = false), draw()));
       pending = true;
     };
 
-    // The largest distance from the origin at a step: every step fills the view.
-    function size(k) {
-      if (radius[k] === undefined) {
-        let most = 0;
-        for (let i = k * trials * times * 3; i < (k + 1) * trials * times * 3; i += 3) {
-          const square = values[i] ** 2 + values[i + 1] ** 2 + values[i + 2] ** 2;
-          if (values[i] !== -32768 && square > most) most = square;
+    // Middle and half diagonal of the box around a step's trajectories: every step fills the view.
+    function frame(k) {
+      if (!frames[k]) {
+        const low = [Infinity, Infinity, Infinity];
+        const high = [-Infinity, -Infinity, -Infinity];
+        for (let i = k * trials * times * 3; i < (k + 1) * trials * times * 3; i++) {
+          if (values[i] === -32768) continue;
+          low[i % 3] = Math.min(low[i % 3], values[i]);
+          high[i % 3] = Math.max(high[i % 3], values[i]);
         }
-        radius[k] = Math.sqrt(most) || 1;
+        const middle = low.map((value, axis) => (value + high[axis]) / 2);
+        frames[k] = { middle, reach: Math.hypot(...low.map((value, axis) => (high[axis] - value) / 2)) || 1 };
       }
-      return radius[k];
+      return frames[k];
     }
 
     function projector(width, height) {
-      const scale = (0.43 * view.zoom * Math.min(width, height)) / size(step);
+      const { middle, reach } = frame(step);
+      const scale = (0.55 * view.zoom * Math.min(width, height)) / reach;
       const [ct, st, ce, se] = [Math.cos(view.turn), Math.sin(view.turn), Math.cos(view.tilt), Math.sin(view.tilt)];
       return (x, y, z) => {
+        [x, y, z] = [x - middle[0], y - middle[1], z - middle[2]];
         const across = ct * x - st * y;
         const away = st * x + ct * y;
         return [width / 2 + scale * across, height * 0.46 - scale * (ce * z + se * away), ce * away - se * z];
@@ -141,7 +146,7 @@
       pen.scale(ratio, ratio);
       pen.lineJoin = "round";
       const project = projector(width, height);
-      const reach = size(step);
+      const { reach } = frame(step);
       for (const { trial, run, depth, past } of runs(project)) {
         const near = 0.5 - depth / (2 * reach);
         pen.globalAlpha = (past ? 1 : 0.25) * (0.35 + 0.65 * near);

@@ -81,6 +81,11 @@ def _thinned(most: dict[str, int]) -> Callable[[xr.Dataset], str]:
     return note
 
 
+def _learning_rate(record: xr.Dataset) -> str:
+    rate = settings_of(record).get("learning_rate")
+    return "" if rate is None else f" Learning rate of that step: {rate}."
+
+
 SECTIONS = (
     Section(
         "training",
@@ -103,6 +108,7 @@ SECTIONS = (
                 "Change of the loss by one step of gradient descent. Predicted: first order, the squared norm of the "
                 "gradient times minus the learning rate. Actual: the loss after the step less the loss before. Their "
                 "ratio is 1 where the step is small enough for the linear theory.",
+                note=_learning_rate,
             ),
         ),
     ),
@@ -166,8 +172,8 @@ SECTIONS = (
                 "Leading eigenvectors of the NTK at the first and the last analysed step. An eigenvector lives on "
                 "trials × time × units; shown is its dominant separable part, trials × time (heat map: trials from "
                 "bottom to top in the order of their condition; orange positive, blue negative, scaled to the "
-                "largest entry; below: one course per trial). In brackets: that part's share of the mode's squared "
-                "norm.",
+                "largest entry; below: one course per trial), and its weights over the units (strip): modes alike in "
+                "time differ in their units. In brackets: that part's share of the mode's squared norm.",
                 note=_thinned({"trial": leading.MOST_TRIALS, "time": leading.MOST_TIMES}),
             ),
         ),
