@@ -71,6 +71,13 @@ def test_what_scipy_gets_does_not_share_memory():
     assert x.tolist() == [1.0, 1.0, 1.0]
 
 
+def test_a_scalar_space():
+    scalar = Identity(Space.of(()))
+    assert (to_scipy(2 * scalar) @ np.ones(1)).tolist() == [2.0]
+    assert (to_scipy(2 * scalar) @ np.ones((1, 3))).tolist() == [[2.0, 2.0, 2.0]]
+    assert to_dense(scalar).tolist() == [[1.0]]
+
+
 @DTYPES
 def test_eigsh(dtype):
     F = randn(30, 6, seed=1, dtype=dtype)

@@ -169,10 +169,8 @@ def _on_arrays(operator: Operator) -> Callable[[NDArray], NDArray]:
     def product(array: NDArray) -> NDArray:
         if np.iscomplexobj(array):
             return product(np.real(array)) + 1j * product(np.imag(array))
-        columns = np.array(
-            array.T, dtype=_NUMPY[space.dtype], order="C"
-        )  # [k, in]; a copy, since torch may not share it
-        block = torch.from_numpy(columns).to(space.device).reshape(*array.shape[1:], *space.shape)
+        columns = np.array(array.T, dtype=_NUMPY[space.dtype], order="C")  # [k, in], a copy: torch may not share it
+        block = torch.from_numpy(columns).to(space.device).reshape((*array.shape[1:], *space.shape))
         result = operator(block).detach().cpu().numpy()
         return result.reshape(*array.shape[1:], operator.out_space.size).T
 
