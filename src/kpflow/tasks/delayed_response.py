@@ -1,5 +1,6 @@
 """MemoryPro, MemoryAnti, DelayPro, DelayAnti: see a direction, wait, and answer when the fixation goes off."""
 
+import abc
 import dataclasses
 import math
 from collections.abc import Mapping
@@ -83,11 +84,6 @@ class DelayedResponse(Task):
     twice) are the weights here.
     """
 
-    stays: ClassVar[bool]
-    """Whether the stimulus stays on until the end."""
-    anti: ClassVar[bool]
-    """Whether the answer is the opposite direction."""
-
     context: int = 0
     stimulus: int = 30
     memory: int = 30
@@ -100,6 +96,16 @@ class DelayedResponse(Task):
     order: str = "cos_sin"
     fixation_target: int | float = 1.0
     weighting: str = "uniform"
+
+    @property
+    @abc.abstractmethod
+    def stays(self) -> bool:
+        """Whether the stimulus stays on until the end."""
+
+    @property
+    @abc.abstractmethod
+    def anti(self) -> bool:
+        """Whether the answer is the opposite direction."""
 
     @final
     @classmethod
@@ -247,8 +253,14 @@ class MemoryPro(DelayedResponse):
     """
 
     name: ClassVar[str] = "memory_pro"
-    stays: ClassVar[bool] = False
-    anti: ClassVar[bool] = False
+
+    @property
+    def stays(self) -> bool:
+        return False
+
+    @property
+    def anti(self) -> bool:
+        return False
 
 
 @final
@@ -265,8 +277,14 @@ class MemoryAnti(DelayedResponse):
     """
 
     name: ClassVar[str] = "memory_anti"
-    stays: ClassVar[bool] = False
-    anti: ClassVar[bool] = True
+
+    @property
+    def stays(self) -> bool:
+        return False
+
+    @property
+    def anti(self) -> bool:
+        return True
 
 
 @final
@@ -283,8 +301,14 @@ class DelayPro(DelayedResponse):
     """
 
     name: ClassVar[str] = "delay_pro"
-    stays: ClassVar[bool] = True
-    anti: ClassVar[bool] = False
+
+    @property
+    def stays(self) -> bool:
+        return True
+
+    @property
+    def anti(self) -> bool:
+        return False
 
 
 @final
@@ -301,8 +325,14 @@ class DelayAnti(DelayedResponse):
     """
 
     name: ClassVar[str] = "delay_anti"
-    stays: ClassVar[bool] = True
-    anti: ClassVar[bool] = True
+
+    @property
+    def stays(self) -> bool:
+        return True
+
+    @property
+    def anti(self) -> bool:
+        return True
 
 
 def _angles(B: int, generator: torch.Generator | None) -> Float[Tensor, " B"]:
