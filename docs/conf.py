@@ -1,9 +1,18 @@
 """Settings of the documentation. It needs no network to build, and none to read."""
 
+import contextlib
+import io
+import os
+import re
+import sys
+from pathlib import Path
+
 import torch
+from sphinx.application import Sphinx
 from sphinx_gallery.sorting import ExplicitOrder
 
 import kpflow
+from kpflow import cli, plots
 
 torch.set_num_threads(1)  # the examples' tensors are small: more threads make them slower
 
@@ -14,7 +23,7 @@ release = version = kpflow.__version__
 
 extensions = ["myst_parser", "sphinx.ext.autodoc", "sphinx.ext.napoleon", "sphinx_gallery.gen_gallery"]
 exclude_patterns = ["_build", "examples/*.ipynb", "examples/*.zip"]
-nitpicky = False
+default_role = "code"
 suppress_warnings = ["config.cache"]  # the gallery's settings hold an object that cannot be pickled
 
 myst_enable_extensions = ["deflist"]
@@ -42,6 +51,8 @@ sphinx_gallery_conf = {
     "show_signature": False,
     "download_all_examples": False,
     "min_reported_time": 0,
+    "write_computation_times": False,  # its page would load scripts from the network
+    "capture_repr": (),
 }
 
 html_theme = "furo"
@@ -53,3 +64,34 @@ html_theme_options = {
     "light_css_variables": {"color-brand-primary": "#0b5cad", "color-brand-content": "#0b5cad"},
     "dark_css_variables": {"color-brand-primary": "#7db7f0", "color-brand-content": "#7db7f0"},
 }
+
+
+def write_generated(app: Sphinx) -> None:
+    """Write what pages quote from the program itself: the help of each command, and the schema of records."""
+    folder = Path(app.srcdir) / "generated"
+    folder.mkdir(exist_ok=True)
+    os.environ["COLUMNS"] = "84"  # of the boxes that rich draws
+    for command in ("", "demo", "analyze", "report"):
+        text, name = io.StringIO(), sys.argv[0]
+        sys.argv[0] = "kpflow"  # what the help calls the program
+        with contextlib.redirect_stdout(text):
+            cli.run([*command.split(), "--help"])
+        sys.argv[0] = name
+        lines = [line.rstrip() for line in text.getvalue().splitlines()]
+        (folder / f"kpflow{command and '-'}{command}.txt").write_text("\n".join(lines).strip("\n") + "\n", "utf-8")
+    width = max(map(len, plots.SCHEMA))
+    schema = "".join(f"{name:{width}}  {', '.join(axes)}\n" for name, axes in plots.SCHEMA.items())
+    (folder / "schema.txt").write_text(schema, "utf-8")
+
+
+def escape_bars(_app: Sphinx, _what: str, _name: str, _object: object, _options: object, lines: list[str]) -> None:
+    """|x| in a docstring is an absolute value; in reStructuredText it would be a substitution."""
+    for index, line in enumerate(lines):
+        if not line.lstrip().startswith((">>>", "...")):
+            lines[index] = re.sub(r"`[^`]*`|\|", lambda found: "\\|" if found[0] == "|" else found[0], line)
+
+
+def setup(app: Sphinx) -> None:
+    """Connect."""
+    app.connect("autodoc-process-docstring", escape_bars)
+    app.connect("builder-inited", write_generated)

@@ -3,7 +3,7 @@ First steps: P, K and the NTK of a GRU
 ======================================
 
 **The claim** (arXiv 2507.06381 and 2605.08746): the parameter kernel K is what narrows learning. The propagator P of an
-untrained network acts on nearly all directions of the state space, K on few combinations of time and trial, and the NTK,
+untrained network acts on most directions of the state space, K on few combinations of time and trial, and the NTK,
 P K Pᵀ, inherits the narrowness of K.
 
 **The numbers** below: effective ranks of the three operators along each axis of the state, with error bars.
@@ -29,8 +29,8 @@ with torch.random.fork_rng(devices=[]):
 # %%
 # From the model to operators
 # ---------------------------
-# ``linearise`` runs the model once and keeps the linear maps around its trajectory. The operators are products only: the
-# NTK would be a matrix with a row for each of the trials × times × units.
+# ``linearise`` runs the model once and keeps the linear maps around its trajectory. The operators are products only:
+# the NTK would be a matrix with a row for each of the trials × times × units.
 
 lin = kp.linearise(model, trials.inputs)
 P, K, ntk = kp.Propagator(lin), kp.ParameterKernel(lin), kp.Ntk(lin)
@@ -42,7 +42,8 @@ print(ntk)
 kick = torch.zeros(2, *lin.states.shape, dtype=torch.float64)
 kick[0, :, 20] = 1.0
 kick[1, :, 40] = 1.0
-print("states moved by a kick at step 20 and at step 40:", P(kick).abs().amax((1, 3)).gt(1e-12).sum(1).tolist(), "steps")
+moved = P(kick).abs().amax((1, 3)) > 1e-12  # [probe, time]
+print("steps that a kick at step 20, and one at step 40, moves:", moved.sum(1).tolist())
 
 # %%
 # Numbers with error bars
@@ -52,8 +53,8 @@ for name, operator in {"P": P @ P.T, "K": K, "NTK": ntk}.items():
     print(f"trace of {name:4}", kp.estimate.trace(operator, rtol=0.02))
 
 # %%
-# The effective rank of a kernel, (tr A)²/‖A‖²_F, can be asked along some axes: it is then that of the partial trace over
-# the others. Each is compared with the size of its axis, which the identity would have.
+# The effective rank of a kernel, (tr A)²/‖A‖²_F, can be asked along some axes: it is then that of the partial trace
+# over the others. Each is compared with the size of its axis, which the identity would have.
 
 axes = {"trial": 6, "time": 45, "unit": 32}
 ranks = {
@@ -61,7 +62,8 @@ ranks = {
     for name, operator in {"P": P, "K": K, "NTK": ntk}.items()
 }
 for name, row in ranks.items():
-    print(f"{name:4}", *(f"{axis}: {e.value:.2f} ± {e.standard_error:.2f}   " for axis, e in zip(axes, row, strict=True)))
+    pairs = zip(axes, row, strict=True)
+    print(f"{name:4}", *(f"{axis} {e.value:5.2f} ± {e.standard_error:.2f}   " for axis, e in pairs))
 
 # %%
 
@@ -70,7 +72,8 @@ for shift, (name, row) in zip((-0.25, 0.0, 0.25), ranks.items(), strict=True):
     sizes = list(axes.values())
     heights = [e.value / size for e, size in zip(row, sizes, strict=True)]
     errors = [e.standard_error / size for e, size in zip(row, sizes, strict=True)]
-    ax.bar([i + shift for i in range(3)], heights, 0.22, yerr=errors, capsize=3, label=name)
+    places = [place + shift for place in range(3)]
+    ax.bar(places, heights, 0.22, yerr=errors, capsize=3, label=name)
 ax.set_xticks(range(3), [f"{axis} ({size})" for axis, size in axes.items()])
 ax.set_ylabel("effective rank / size of the axis")
 ax.legend()

@@ -3,8 +3,8 @@ The self-referential bias
 =========================
 
 **The claim** (arXiv 2605.08746): K is a Gram matrix of what the weights see, K = (M Mᵀ) ⊗ I for a rate network, where M
-holds the joint activity of hidden units and inputs. Therefore gradient descent learns preferentially within the dominant
-modes of the network's own activity over time and trials, and these modes move when the activity does.
+holds the joint activity of hidden units and inputs. Therefore gradient descent learns preferentially within the
+dominant modes of the network's own activity over time and trials, and these modes move when the activity does.
 
 **The numbers** below: how much of the NTK lies in the leading modes of the activity, before and after training, against
 what is expected by chance, and how much of the task's targets does.
@@ -98,8 +98,8 @@ print(f"loss {float(task.loss(outputs, trials)):.4f}, accuracy {task.score(outpu
 # The NTK follows the activity
 # ----------------------------
 # P mixes times, so for the NTK the claim is no identity, but a preference. It is compared with chance, k of the 192
-# time-trials, and, after training, with the modes that the activity had before it: the first few modes are still much the
-# same, beyond them the kernel has moved with the activity.
+# time-trials, and, after training, with the modes that the activity had before it: the first few modes are still much
+# the same, beyond them the kernel has moved with the activity.
 
 chance = torch.arange(1, len(before[0].T) + 1) / len(before[0])
 curves = {
@@ -109,7 +109,9 @@ curves = {
     "chance": chance,
 }
 for name, curve in curves.items():
-    print(f"{name:32} 1 mode: {float(curve[0]):6.1%}   4 modes: {float(curve[3]):6.1%}   8 modes: {float(curve[7]):6.1%}")
+    print(
+        f"{name:32} 1 mode: {float(curve[0]):6.1%}   4 modes: {float(curve[3]):6.1%}   8 modes: {float(curve[7]):6.1%}"
+    )
 
 fig, ax = plt.subplots(figsize=(7, 3.4), layout="constrained")
 for (name, curve), line in zip(curves.items(), ("-", "-", "--", ":"), strict=True):
@@ -117,7 +119,7 @@ for (name, curve), line in zip(curves.items(), ("-", "-", "--", ":"), strict=Tru
 ax.set_xlabel("leading modes of the joint activity")
 ax.set_ylabel("part of the NTK within")
 ax.set_ylim(0, 1.02)
-ax.legend()
+ax.legend(loc="center right", bbox_to_anchor=(1, 0.3))
 
 # %%
 # What the task asks for

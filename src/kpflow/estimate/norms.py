@@ -45,14 +45,15 @@ def frobenius_norm(
     """‖A‖_F = √(Σᵢⱼ Aᵢⱼ²) = √(E ‖A g‖²), from products with A.
 
     Methods, with g random signs, and Q an orthonormal basis of A S for a third of the products:
-        "deflated": symmetric A: ‖A‖²_F = 2 ‖A Q‖² − ‖Qᵀ A Q‖² + E ‖(I−QQᵀ) A (I−QQᵀ) g‖²; otherwise
-            ‖A‖²_F = ‖Aᵀ Q‖² + E ‖(I−QQᵀ) A g‖². Exact to rounding if rank A ≤ q. It keeps 2 (q + s) vectors.
-        "hutchinson": mean of ‖A g‖². As good on flat spectra; leading modes need 10 to 20 times the products.
-        "one-sided-reverse": A = F Fᵀ: mean over pairs i ≠ j of ⟨Fᵀ gᵢ, Fᵀ gⱼ⟩² (of F M Fᵀ: ⟨Fᵀ gᵢ, M Fᵀ gⱼ⟩²), products
-            with Fᵀ only. It keeps m vectors of the size F takes.
-        "exact": √(Σᵢ ‖A eᵢ‖²) over the smaller of the two spaces; error 0.
-        "auto": exact if that space has at most 64 entries (or as many as a budget that is to be spent as a whole);
-            else deflated.
+
+    - "deflated": symmetric A: ‖A‖²_F = 2 ‖A Q‖² − ‖Qᵀ A Q‖² + E ‖(I−QQᵀ) A (I−QQᵀ) g‖²; otherwise
+      ‖A‖²_F = ‖Aᵀ Q‖² + E ‖(I−QQᵀ) A g‖². Exact to rounding if rank A ≤ q. It keeps 2 (q + s) vectors.
+    - "hutchinson": mean of ‖A g‖². As good on flat spectra; leading modes need 10 to 20 times the products.
+    - "one-sided-reverse": A = F Fᵀ: mean over pairs i ≠ j of ⟨Fᵀ gᵢ, Fᵀ gⱼ⟩² (of F M Fᵀ: ⟨Fᵀ gᵢ, M Fᵀ gⱼ⟩²), products
+      with Fᵀ only. It keeps m vectors of the size F takes.
+    - "exact": √(Σᵢ ‖A eᵢ‖²) over the smaller of the two spaces; error 0.
+    - "auto": exact if that space has at most 64 entries (or as many as a budget that is to be spent as a whole);
+      else deflated.
 
     Args:
         operator: A, between any two spaces.

@@ -47,14 +47,15 @@ def trace(
     """tr A = Σᵢ Aᵢᵢ, from products with A.
 
     Methods, with g random signs (E g gᵀ = I), m products, and Q orthonormal:
-        "hutchinson": mean of ⟨g, A g⟩; variance 2 (‖A‖²_F − Σ Aᵢᵢ²)/m for symmetric A.
-        "hutch++": tr(Qᵀ A Q) + mean ⟨g, (I−QQᵀ) A (I−QQᵀ) g⟩ with Q a basis of A S for q = f m columns of signs S
-            (Meyer, Musco, Musco, Woodruff 2021). Exact to rounding if rank A ≤ q. It keeps 2 (q + s) vectors.
-        "one-sided-reverse": A = F Fᵀ: mean of ‖Fᵀ g‖², products with Fᵀ only (of F M Fᵀ: ⟨Fᵀ g, M Fᵀ g⟩).
-        "one-sided-forward": A = F Fᵀ: mean of ‖F g‖² with g in the space F takes, products with F only.
-        "exact": Σᵢ ⟨eᵢ, A eᵢ⟩, as many products as A has rows (F has columns, if fewer); error 0.
-        "auto": exact if the space has at most 64 entries (or as many as a budget that is to be spent as a whole);
-            for A = F Fᵀ one-sided-reverse, unless 36 probes show that more than 400 would be needed; else hutch++.
+
+    - "hutchinson": mean of ⟨g, A g⟩; variance 2 (‖A‖²_F − Σ Aᵢᵢ²)/m for symmetric A.
+    - "hutch++": tr(Qᵀ A Q) + mean ⟨g, (I−QQᵀ) A (I−QQᵀ) g⟩ with Q a basis of A S for q = f m columns of signs S
+      (Meyer, Musco, Musco, Woodruff 2021). Exact to rounding if rank A ≤ q. It keeps 2 (q + s) vectors.
+    - "one-sided-reverse": A = F Fᵀ: mean of ‖Fᵀ g‖², products with Fᵀ only (of F M Fᵀ: ⟨Fᵀ g, M Fᵀ g⟩).
+    - "one-sided-forward": A = F Fᵀ: mean of ‖F g‖² with g in the space F takes, products with F only.
+    - "exact": Σᵢ ⟨eᵢ, A eᵢ⟩, as many products as A has rows (F has columns, if fewer); error 0.
+    - "auto": exact if the space has at most 64 entries (or as many as a budget that is to be spent as a whole);
+      for A = F Fᵀ one-sided-reverse, unless 36 probes show that more than 400 would be needed; else hutch++.
 
     Args:
         operator: A, from a space to itself; it need not be symmetric nor positive.

@@ -114,8 +114,8 @@ class Task(abc.ABC):
             device: Of all tensors of the result.
 
         Returns:
-            Trials with inputs = inputs_clean + ξ, ξ ~ N(0, `noise_std`²) independently per step and channel; the
-            padding has none.
+            Trials with inputs = inputs_clean + ξ, ξ ~ N(0, σ²), σ = `noise_std`, independently per step and channel;
+            the padding has none.
 
         Raises:
             TypeError: `noise` or `shared_timing` is no bool, `dtype` is not floating, `generator` is no generator.
