@@ -133,6 +133,12 @@ def test_a_step_that_one_operator_alone_lacks_is_marked(record):
     assert crosses(plots.effective_ranks(record).axes[0]) == record["step"].values[[3, 5]].tolist()
 
 
+def test_a_step_without_the_actual_change_is_marked_in_both_panels(record):
+    record["actual_loss_change"][6] = np.nan
+    marked = record["step"].values[[3, 6]].tolist()
+    assert [crosses(axes) for axes in plots.loss_change(record).axes] == [marked, marked]
+
+
 def test_spectra_show_the_first_and_the_last_analysed_step(record):
     lines = plots.spectra(record, count=3).axes[0].lines
     np.testing.assert_array_equal(lines[0].get_ydata(), record["ntk_spectrum"][0])

@@ -134,6 +134,14 @@ def test_settings_that_are_no_json_are_shown_as_they_are():
     assert "one <b> two" in Elements(report.render(small(settings="one <b> two"))).words
 
 
+def test_provenance_names_skipped_steps_and_keeps_attributes_apart_from_settings():
+    settings = json.dumps({"seed": 3, "model": "another", "learning_rate": 0.5})
+    shown = headline.provenance(small(settings=settings, seed=3, model="mine", skipped='{"40": "weights not finite"}'))
+    assert shown["skipped"] == "step 40: weights not finite"
+    assert (shown["model"], shown["model (setting)"], shown["seed"]) == ("mine", "another", "3")
+    assert "seed (setting)" not in shown
+
+
 def test_what_is_missing_is_left_out_and_said(record):
     page = Elements(report.render(record.drop_vars(["core_spectrum", "trajectory"])[["loss", "state_spectrum"]]))
     assert len(page.of("svg")) == 2
