@@ -4,12 +4,12 @@ import contextlib
 import io
 import os
 import re
-import sys
 from pathlib import Path
 
 import torch
 from sphinx.application import Sphinx
 from sphinx_gallery.sorting import ExplicitOrder
+from typer.main import get_command
 
 import kpflow
 from kpflow import cli, plots
@@ -72,11 +72,9 @@ def write_generated(app: Sphinx) -> None:
     folder.mkdir(exist_ok=True)
     os.environ["COLUMNS"] = "84"  # of the boxes that rich draws
     for command in ("", "demo", "analyze", "report"):
-        text, name = io.StringIO(), sys.argv[0]
-        sys.argv[0] = "kpflow"  # what the help calls the program
+        text = io.StringIO()
         with contextlib.redirect_stdout(text):
-            cli.run([*command.split(), "--help"])
-        sys.argv[0] = name
+            get_command(cli.app).main([*command.split(), "--help"], prog_name="kpflow", standalone_mode=False)
         lines = [line.rstrip() for line in text.getvalue().splitlines()]
         (folder / f"kpflow{command and '-'}{command}.txt").write_text("\n".join(lines).strip("\n") + "\n", "utf-8")
     width = max(map(len, plots.SCHEMA))

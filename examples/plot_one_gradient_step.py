@@ -51,8 +51,8 @@ step = kp.flow.response(lin, lambda outputs: task.loss(outputs, trials), learnin
 model.zero_grad()
 task.loss(model(trials.inputs), trials).backward()
 gradient = lin.parameters.split(step.gradient)
-worst = max(float((gradient[name] - p.grad).abs().max()) for name, p in model.named_parameters())
-print(f"largest difference from the gradient that backward() leaves: {worst:.1e}")
+differences = [(gradient[name] - p.grad).abs().max() for name, p in model.named_parameters()]
+print(f"largest difference from what backward() leaves: {float(max(differences)):.1e}")
 
 # %%
 # The step
@@ -89,7 +89,8 @@ print(f"slope of the error over the last three decades: {float(slope):.3f}")
 fig, ax = plt.subplots(figsize=(7, 3.4), layout="constrained")
 ax.loglog(rates, state_errors, "o-", label="states")
 ax.loglog(rates, [abs(ratio - 1) for ratio in loss_ratios], "s-", label="loss")
-ax.loglog(rates, [state_errors[-1] * rate / rates[-1] for rate in rates], ":", color="gray", label="slope 1")
+line = [state_errors[-1] * rate / rates[-1] for rate in rates]
+ax.loglog(rates, line, ":", color="gray", label="slope 1")
 ax.set_xlabel("learning rate η")
 ax.set_ylabel("relative error of the prediction")
 ax.legend()

@@ -38,7 +38,7 @@ class Network(torch.nn.Module):
 
 task = kp.tasks.MemoryPro(stimulus=8, memory=8, response=8)
 model = Network(torch.Generator().manual_seed(0))
-trials = task.sample(8, mode="grid", noise=False, dtype=torch.float64)  # to analyse on; training draws its own
+trials = task.sample(8, mode="grid", noise=False, dtype=torch.float64)  # to analyse on
 
 
 # %%
@@ -50,7 +50,7 @@ trials = task.sample(8, mode="grid", noise=False, dtype=torch.float64)  # to ana
 
 
 def time_trial(model: torch.nn.Module) -> tuple[torch.Tensor, torch.Tensor]:
-    """The modes of the joint activity, as columns, and the NTK summed over units, both over the 8 × 24 time-trials."""
+    """The modes of the joint activity, as columns, and the NTK summed over units."""
     lin = kp.linearise(model, trials.inputs, core="rnn")
     (core,) = kp.flow.cores(lin).values()
     modes = torch.linalg.svd(core.factor, full_matrices=False).U
@@ -65,17 +65,19 @@ def inside(modes: torch.Tensor, kernel: torch.Tensor) -> torch.Tensor:
 
 # %%
 # For K itself the claim is an identity: its eigenvectors over time and trial *are* the modes of the activity, and
-# its eigenvalues are α² times their squared singular values.
+# its eigenvalues are their squared singular values, times α², times the number of units summed over.
 
 lin = kp.linearise(model, trials.inputs, core="rnn")
 (core,) = kp.flow.cores(lin).values()
-K = kp.operators.to_dense(kp.operators.PartialTrace(kp.ParameterKernel(lin, params=list(core.parameters)), ("unit",)))
+kernel = kp.ParameterKernel(lin, params=list(core.parameters))
+K = kp.operators.to_dense(kp.operators.PartialTrace(kernel, ("unit",)))
 modes = torch.linalg.svd(core.factor, full_matrices=False).U[:, :3]
 values = torch.diagonal(modes.T @ K @ modes)
 expected = 32 * 0.5**2 * core.spectrum[:3]
 print("eigenvalues of K over time and trial:", *(f"{value:.6f}" for value in values.tolist()))
 print("from the activity alone:             ", *(f"{value:.6f}" for value in expected.tolist()))
-print(f"largest residual |K v − λ v|/λ: {float(((K @ modes - modes * values).norm(dim=0) / values).max()):.1e}")
+residual = ((K @ modes - modes * values).norm(dim=0) / values).max()
+print(f"largest residual |K v − λ v|/λ: {float(residual):.1e}")
 
 # %%
 # Training
@@ -92,7 +94,8 @@ for _ in range(300):
 after = time_trial(model)
 with torch.no_grad():
     outputs = model(trials.inputs)
-print(f"loss {float(task.loss(outputs, trials)):.4f}, accuracy {task.score(outputs, trials)['accuracy']:.2f}")
+loss, score = task.loss(outputs, trials), task.score(outputs, trials)
+print(f"loss {float(loss):.4f}, accuracy {score['accuracy']:.2f}")
 
 # %%
 # The NTK follows the activity
@@ -109,9 +112,8 @@ curves = {
     "chance": chance,
 }
 for name, curve in curves.items():
-    print(
-        f"{name:32} 1 mode: {float(curve[0]):6.1%}   4 modes: {float(curve[3]):6.1%}   8 modes: {float(curve[7]):6.1%}"
-    )
+    shown = "   ".join(f"first {k}: {float(curve[k - 1]):6.1%}" for k in (1, 4, 8))
+    print(f"{name:32} {shown}")
 
 fig, ax = plt.subplots(figsize=(7, 3.4), layout="constrained")
 for (name, curve), line in zip(curves.items(), ("-", "-", "--", ":"), strict=True):
