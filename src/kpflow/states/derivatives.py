@@ -24,7 +24,7 @@ def pullback(function: Callable[[Any], Any], primal: Tree) -> Callable[[Tree], A
         value = function(point)
 
     def pull(block: Tree) -> Any:
-        return _like(primal, _products(_tensors(value), _tensors(point), _tensors(block)))
+        return _like(primal, _products(_tensors(value), _tensors(point), _tensors(block, value)))
 
     return pull
 
@@ -42,7 +42,7 @@ def pushforward(function: Callable[[Any], Any], primal: Tree) -> Callable[[Tree]
             pulled = torch.autograd.grad(moving, pulled, seeds, create_graph=True, materialize_grads=True)
 
     def push(block: Tree) -> Any:
-        return _like(value, _products(pulled if moving else [], cotangents, _tensors(block)))
+        return _like(value, _products(pulled if moving else [], cotangents, _tensors(block, primal)))
 
     return push
 
@@ -85,8 +85,9 @@ def _leaf(primal: Tree) -> Any:
     return {name: value.detach().requires_grad_() for name, value in primal.items()}
 
 
-def _tensors(tree: Any) -> list[Tensor]:
-    return [tree] if isinstance(tree, Tensor) else list(tree.values())
+def _tensors(tree: Any, like: Any = None) -> list[Tensor]:
+    """The tensors of a tree, in the order of the names of `like`."""
+    return [tree] if isinstance(tree, Tensor) else [tree[name] for name in (tree if like is None else like)]
 
 
 def _like(tree: Any, tensors: Sequence[Tensor]) -> Any:

@@ -133,18 +133,16 @@ class RecurrentLinearisation(Linearisation):
 
     def residual(self, state: Tensor) -> Tensor:
         parts = self._split(_time_first(state))
-        below = [None, *parts[:-1]]
-        return _trial_first(self._join([self._residual(*args) for args in zip(self.layers, parts, below, strict=True)]))
+        results = [_unscan(layer.transition, part) for layer, part in zip(self.layers, parts, strict=True)]
+        for i in range(1, len(parts)):
+            results[i] -= _input_map(self.layers[i]).forward(self._seen_above(i - 1, parts[i - 1]))
+        return _trial_first(self._join(results))
 
     def residual_adjoint(self, state: Tensor) -> Tensor:
         parts = self._split(_time_first(state))
-        results = []
-        for layer, part in zip(self.layers, parts, strict=True):
-            result = part.clone()
-            result[:-1] -= layer.transition.backward(slice(1, None), part[1:], torch.zeros_like(part[1:]))
-            results.append(result)
-        for below, layer, part in zip(range(len(parts)), self.layers[1:], parts[1:], strict=False):
-            results[below][..., : self.layers[below].size] -= _input_map(layer).backward(part)
+        results = [_unscan_back(layer.transition, part) for layer, part in zip(self.layers, parts, strict=True)]
+        for i in range(1, len(parts)):
+            self._seen_above(i - 1, results[i - 1]).sub_(_input_map(self.layers[i]).backward(parts[i]))
         return _trial_first(self._join(results))
 
     def parameter_jvp(self, parameter: Tensor) -> Tensor:
@@ -167,31 +165,21 @@ class RecurrentLinearisation(Linearisation):
         return result
 
     def _propagate(self, state: Tensor) -> Tensor:
-        results: list[Tensor] = []
-        for layer, part in zip(self.layers, self._split(state), strict=True):
-            if results:
-                below = results[-1][..., : self.layers[len(results) - 1].size]
-                part = part + _input_map(layer).forward(below)
-            results.append(_scan(layer.transition, part))
-        return self._join(results)
+        parts = list(self._split(state))
+        for i, layer in enumerate(self.layers):
+            if i:
+                parts[i] = parts[i] + _input_map(layer).forward(self._seen_above(i - 1, parts[i - 1]))
+            parts[i] = _scan(layer.transition, parts[i])
+        return self._join(parts)
 
     def _propagate_adjoint(self, state: Tensor) -> Tensor:
         parts = list(self._split(state))
-        for index in reversed(range(len(parts))):
-            parts[index] = _scan_back(self.layers[index].transition, parts[index])
-            if index:
-                below = parts[index - 1].clone()
-                below[..., : self.layers[index - 1].size] += _input_map(self.layers[index]).backward(parts[index])
-                parts[index - 1] = below
+        for i, layer in reversed(list(enumerate(self.layers))):
+            parts[i] = _scan_back(layer.transition, parts[i])
+            if i:
+                parts[i - 1] = parts[i - 1].clone()
+                self._seen_above(i - 1, parts[i - 1]).add_(_input_map(layer).backward(parts[i]))
         return self._join(parts)
-
-    def _residual(self, layer: Layer, state: Tensor, below: Tensor | None) -> Tensor:
-        """Of one layer: q − A q[t−1] − C q of the layer below."""
-        result = state.clone()
-        result[1:] -= layer.transition.forward(slice(1, None), state[:-1], torch.zeros_like(state[:-1]))
-        if below is not None:
-            result -= _input_map(layer).forward(below[..., : _input_map(layer).weight.shape[1]])
-        return result
 
     def _parameter_jvp(self, parameter: Tensor) -> Tensor:
         named = self.parameters.split(parameter)
@@ -238,6 +226,10 @@ class RecurrentLinearisation(Linearisation):
             result["initial"] = torch.cat(pulled, dim=-1)
         return result
 
+    def _seen_above(self, layer: int, state: Tensor) -> Tensor:
+        """What the layer above sees of the states of a layer, a view: the h of h‖c."""
+        return state[..., : self.layers[layer].size]
+
     def _split(self, state: Tensor) -> Sequence[Tensor]:
         """The layers' parts of `[*, n]`."""
         return state.split([layer.width for layer in self.layers], dim=-1)
@@ -261,6 +253,20 @@ def _scan_back(transition: Transition, state: Tensor) -> Tensor:
     result[-1] = state[-1]
     for t in reversed(range(len(state) - 1)):
         result[t] = transition.backward(t + 1, result[t + 1], state[t])
+    return result
+
+
+def _unscan(transition: Transition, state: Tensor) -> Tensor:
+    """q_t = y_t − A_t y_{t−1}: all steps at once."""
+    result = state.clone()
+    result[1:] -= transition.forward(slice(1, None), state[:-1], torch.zeros_like(state[:-1]))
+    return result
+
+
+def _unscan_back(transition: Transition, state: Tensor) -> Tensor:
+    """v_t = a_t − A_{t+1}ᵀ a_{t+1}: all steps at once."""
+    result = state.clone()
+    result[:-1] -= transition.backward(slice(1, None), state[1:], torch.zeros_like(state[1:]))
     return result
 
 
