@@ -30,6 +30,8 @@ STEP_FROM = {
     "time": "order of the files' modification times",
 }
 
+INTERRUPTED = 130
+
 MISTAKES = (ValueError, TypeError, OSError, ImportError, FloatingPointError)
 """What the package raises for wrong input; anything else is a fault, and its line says how to see where."""
 
@@ -50,20 +52,29 @@ def main() -> None:
 def run(arguments: Sequence[str]) -> int:
     """Run the command line and return its exit code; whatever goes wrong is one line on stderr."""
     try:
-        result = app(list(arguments), standalone_mode=False)
-        return result if isinstance(result, int) else 0
+        result = app(list(arguments) or ["--help"], standalone_mode=False)
+        code = result if isinstance(result, int) else 0
     except (typer.Abort, KeyboardInterrupt):
-        return _say("Interrupted. The same command goes on from here.", 130)
+        code = INTERRUPTED
     except Exception as error:
         if os.environ.get("KPFLOW_DEBUG"):
             raise
         return _explain(error)
+    return _say("Interrupted. The same command goes on from here.", code) if code == INTERRUPTED else code
 
 
-@app.callback(invoke_without_command=True)
+def _print_version(wanted: bool) -> bool:
+    if wanted:
+        print(f"kpflow {__version__}")
+        raise typer.Exit
+    return wanted
+
+
+@app.callback()
 def about(
-    context: typer.Context,
-    version: Annotated[bool, typer.Option("--version", help="Print the version and stop.")] = False,
+    version: Annotated[
+        bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Print the version and stop.")
+    ] = False,
 ) -> None:
     """How gradient descent shapes a recurrent network, from its checkpoints.
 
@@ -74,10 +85,6 @@ def about(
 
     Everything can be interrupted; the same command goes on where it stopped.
     """
-    if version:
-        print(f"kpflow {__version__}")
-    elif context.invoked_subcommand is None:
-        print(context.get_help())
 
 
 @app.command()
@@ -138,14 +145,17 @@ def analyze(
     """
     if trust_pickle:
         _say("--trust-pickle: code inside the checkpoints will be run.", 0)
+    make = load_factory(model)
+    chosen = tasks.get(task, **_parameters(option or []))
+    settings = study.Settings(rtol=rtol, budget=budget, seed=seed)
     with _progress() as bars:
         record = study.analyse_folder(
             folder,
-            load_factory(model),
-            tasks.get(task, **_parameters(option or [])),
+            make,
+            chosen,
             core=core,
             trials=trials,
-            settings=study.Settings(rtol=rtol, budget=budget, seed=seed),
+            settings=settings,
             trust_pickle=trust_pickle,
             progress=_follow(bars),
         )
@@ -215,7 +225,8 @@ def _parameters(options: Sequence[str]) -> dict[str, Any]:
 
 
 def _progress() -> Progress:
-    """Bars on stderr, so that stdout holds results alone."""
+    """Bars on stderr, so that stdout holds results alone; none where stderr is no terminal."""
+    console = Console(stderr=True)
     return Progress(
         TextColumn("{task.description:>10}"),
         BarColumn(),
@@ -223,18 +234,20 @@ def _progress() -> Progress:
         TimeElapsedColumn(),
         TimeRemainingColumn(),
         TextColumn("{task.fields[note]}"),
-        console=Console(stderr=True),
+        console=console,
+        disable=not console.is_terminal,
     )
 
 
 def _follow(bars: Progress) -> Callable[[study.Progress], None]:
-    """A bar for the analysis, and a line for each checkpoint that is skipped."""
+    """A bar for the analysis; a line for each checkpoint where there is no bar, or where it is skipped."""
     bar = bars.add_task("analysis", total=None, note="")
 
     def follow(progress: study.Progress) -> None:
         bars.update(bar, completed=progress.done, total=progress.total, note=f"step {progress.step}")
-        if progress.outcome == "skipped":
-            _say(f"step {progress.step} skipped: {progress.reason}", 0)
+        if bars.disable or progress.outcome == "skipped":
+            done = f"{progress.done} of {progress.total}: step {progress.step} {progress.outcome}"
+            _say(f"{done}. {progress.reason}".removesuffix(". "), 0)
 
     return follow
 

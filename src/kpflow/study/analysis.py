@@ -31,7 +31,7 @@ class Settings:
         width: Length of the axis `mode`; the spectra of cores and states fill it, shorter ones end in NaN.
         leading: Leading eigenvectors of the NTK that are kept.
         rtol: Relative standard error at which an estimate stops.
-        budget: The most products for one estimate, and a third of those for a spectrum.
+        budget: The most products for one estimate; a spectrum takes up to three times as many.
         learning_rate: η of the gradient step whose effect is predicted and then tried on a copy.
         seed: Of all random probes.
     """
@@ -40,7 +40,7 @@ class Settings:
     width: int = 20
     leading: int = 4
     rtol: float = 0.05
-    budget: int = 36
+    budget: int = 24
     learning_rate: float = 1e-3
     seed: int = 0
 

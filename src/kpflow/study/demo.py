@@ -68,7 +68,7 @@ class Demo:
     batch: int = 32
     learning_rate: float = 5e-3
     per_decade: int = 7
-    trials: int = 24
+    trials: int = 20
 
     def __post_init__(self) -> None:
         for name in ("steps", "hidden", "batch", "per_decade", "trials"):

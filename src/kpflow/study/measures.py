@@ -146,10 +146,10 @@ def _small_side(gramian: Gramian) -> Operator:
 
 
 def _modes(gram: Operator, count: int, budget: int, seed: int) -> estimate.Modes:
-    """Leading eigenpairs, to a residual of 5 % of the first: eigenvalues are then far better (its square)."""
+    """Leading eigenpairs, to residuals of 10 % of the first value: values off by about the square of that, 1 %."""
     generator = torch.Generator(gram.in_space.device).manual_seed(seed)
     count = min(count, gram.in_space.size)
-    return estimate.modes(gram, count, tol=5e-2, budget=3 * budget, generator=generator, raise_on_failure=False)
+    return estimate.modes(gram, count, tol=1e-1, budget=3 * budget, generator=generator, raise_on_failure=False)
 
 
 def _ntk_modes(ntk: flow.Ntk, vectors: Tensor, count: int) -> Variables:
