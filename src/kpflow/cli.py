@@ -257,10 +257,11 @@ def _finish(record: xr.Dataset, path: Path, title: str | None) -> None:
     page = report.write(record, path, title=title)
     steps = record["step"].values
     table = Table(title=str(title or record.attrs.get("title", "")), title_justify="left")
-    for column in ("", f"step {steps[0]}", f"step {steps[-1]}", ""):
+    for column in ("", f"step {steps[0]}", f"step {steps[-1]}"):
         table.add_column(column)
     for row in headline(record):
-        table.add_row(row.quantity, row.first, row.last, row.steps)
+        where = f" ({row.steps})" if row.steps else ""
+        table.add_row(f"{row.quantity}{where}", row.first, row.last)
     OUT.print(table)
     print(f"Report: {page}")  # on one line, whatever the width of the terminal
 

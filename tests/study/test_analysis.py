@@ -77,6 +77,10 @@ def test_the_numbers_of_the_operators(case):
         formed = len(matrix) <= 200  # larger ones are found by Krylov, to residuals of 10 % and so values of 1 %
         np.testing.assert_allclose(spectrum[:10], expected, rtol=1e-6 if formed else 1e-2)
         assert np.isnan(spectrum[10:]).all()
+        bounds = record[f"{name}_spectrum_error"].values[:10]
+        whole = values.clamp(min=0).sqrt() if name == "propagator" else values
+        distance = np.abs(spectrum[:10, None] - whole.numpy()[None]).min(1)
+        assert (distance <= bounds + 1e-9 * spectrum[0]).all()
 
 
 def test_the_leading_modes_are_eigenvectors(case):

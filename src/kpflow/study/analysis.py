@@ -30,8 +30,9 @@ class Settings:
         modes: Leading eigenvalues of NTK and K, and singular values of P.
         width: Length of the axis `mode`; the spectra of cores and states fill it, shorter ones end in NaN.
         leading: Leading eigenvectors of the NTK that are kept.
+        tol: Residual of eigenvectors at which a spectrum is done, as a part of the largest value.
         rtol: Relative standard error at which an estimate stops.
-        budget: The most products for one estimate; a spectrum takes up to three times as many.
+        budget: The most products for one estimate; a spectrum takes up to four times as many.
         learning_rate: η of the gradient step whose effect is predicted and then tried on a copy.
         seed: Of all random probes.
     """
@@ -39,6 +40,7 @@ class Settings:
     modes: int = 10
     width: int = 20
     leading: int = 4
+    tol: float = 0.03
     rtol: float = 0.05
     budget: int = 24
     learning_rate: float = 1e-3
@@ -47,7 +49,7 @@ class Settings:
     def __post_init__(self) -> None:
         for name in ("modes", "width", "leading", "budget"):
             _checks.check_positive(name, getattr(self, name), integer=True)
-        for name in ("rtol", "learning_rate"):
+        for name in ("tol", "rtol", "learning_rate"):
             _checks.check_positive(name, getattr(self, name))
         if not self.leading <= self.modes <= self.width:
             raise ValueError(
@@ -100,6 +102,7 @@ def analyse(
             width=settings.width,
             modes=settings.modes,
             leading=settings.leading,
+            tol=settings.tol,
             rtol=settings.rtol,
             budget=settings.budget,
             seed=settings.seed,

@@ -32,18 +32,21 @@ COMPONENTS = 3
 
 
 def operator_measures(
-    lin: Linearisation, *, width: int, modes: int, leading: int, rtol: float, budget: int, seed: int
+    lin: Linearisation, *, width: int, modes: int, leading: int, tol: float, rtol: float, budget: int, seed: int
 ) -> Variables:
     """Effective rank, trace and leading spectrum of NTK, P and K, and the leading modes of the NTK.
 
     Effective rank and trace of P are those of P Pᵀ (the trace is ‖P‖²_F), its spectrum are singular values. The
-    spectra of Gramians come from their smaller side, FᵀF and F Fᵀ having the same.
+    spectra of Gramians come from their smaller side, FᵀF and F Fᵀ having the same. Effective rank and trace come with
+    one standard error; the spectra with a bound, within which each value has an eigenvalue or singular value. They are
+    best at the top, and low by a few per cent where many values lie close together.
 
     Args:
         lin: The linearised state equation.
         width: Length of the axis `mode`; what is not computed is NaN.
         modes: Leading eigenvalues and singular values that are computed.
         leading: Leading eigenvectors of the NTK that are kept.
+        tol: Residual of eigenvectors at which a spectrum is done, as a part of the largest value.
         rtol: Relative standard error at which an estimate stops.
         budget: The most products for one estimate.
         seed: Of the generator of each quantity, so that none depends on which were computed before.
@@ -61,9 +64,13 @@ def operator_measures(
         for quantity, result in (("effective_rank", rank), ("trace", trace)):
             found[f"{name}_{quantity}"] = ((), np.array(result.value))
             found[f"{name}_{quantity}_error"] = ((), np.array(result.standard_error))
-        spectrum = _modes(gram, modes, budget, seed)
-        values = spectrum.values.double().clamp(min=0)
-        found[f"{name}_spectrum"] = (("mode",), padded(values if operator.symmetric else values.sqrt(), width))
+        spectrum = _modes(gram, modes, tol, 4 * budget, seed)
+        values, residuals = spectrum.values.double().clamp(min=0), spectrum.residuals.double()
+        if not operator.symmetric:  # singular values σ = √λ: |σ − √λ'| ≤ |λ − λ'| / σ
+            values = values.sqrt()
+            residuals = residuals / values
+        found[f"{name}_spectrum"] = (("mode",), padded(values, width))
+        found[f"{name}_spectrum_error"] = (("mode",), padded(residuals, width))
         if name == "ntk":
             found |= _ntk_modes(ntk, spectrum.vectors[:leading], leading)
     return found
@@ -145,11 +152,11 @@ def _small_side(gramian: Gramian) -> Operator:
     return factor.T @ factor if factor.in_space.size < factor.out_space.size else gramian
 
 
-def _modes(gram: Operator, count: int, budget: int, seed: int) -> estimate.Modes:
-    """Leading eigenpairs, to residuals of 10 % of the first value: values off by about the square of that, 1 %."""
+def _modes(gram: Operator, count: int, tol: float, budget: int, seed: int) -> estimate.Modes:
+    """Leading eigenpairs, at most as many as there are."""
     generator = torch.Generator(gram.in_space.device).manual_seed(seed)
     count = min(count, gram.in_space.size)
-    return estimate.modes(gram, count, tol=1e-1, budget=3 * budget, generator=generator, raise_on_failure=False)
+    return estimate.modes(gram, count, tol=tol, budget=budget, generator=generator, raise_on_failure=False)
 
 
 def _ntk_modes(ntk: flow.Ntk, vectors: Tensor, count: int) -> Variables:
