@@ -13,12 +13,11 @@ __all__ = ["PROBLEMS", "Problem", "baseline_product"]
 
 @dataclasses.dataclass(frozen=True)
 class Problem:
-    """A model with its inputs, and how many probes the baseline is given at once (it may not fit more)."""
+    """A model with its inputs."""
 
     name: str
     model: nn.Module
     inputs: Tensor
-    baseline_probes: int
 
 
 def _seeded(build: Callable[[], nn.Module]) -> nn.Module:
@@ -33,13 +32,13 @@ def _inputs(*shape: int) -> Tensor:
 
 PROBLEMS: dict[str, Callable[[], Problem]] = {
     "rate RNN I=3 H=256, 30 × 90": lambda: Problem(
-        "rate RNN I=3 H=256, 30 × 90", kp.states.cells.RateRNN(3, 256), _inputs(30, 90, 3), 8
+        "rate RNN I=3 H=256, 30 × 90", kp.states.cells.RateRNN(3, 256), _inputs(30, 90, 3)
     ),
     "GRU I=10 H=64, 15 × 50": lambda: Problem(
-        "GRU I=10 H=64, 15 × 50", _seeded(lambda: nn.GRU(10, 64, batch_first=True)), _inputs(15, 50, 10), 64
+        "GRU I=10 H=64, 15 × 50", _seeded(lambda: nn.GRU(10, 64, batch_first=True)), _inputs(15, 50, 10)
     ),
     "nn.RNN I=3 H=128, 32 × 100": lambda: Problem(
-        "nn.RNN I=3 H=128, 32 × 100", _seeded(lambda: nn.RNN(3, 128, batch_first=True)), _inputs(32, 100, 3), 64
+        "nn.RNN I=3 H=128, 32 × 100", _seeded(lambda: nn.RNN(3, 128, batch_first=True)), _inputs(32, 100, 3)
     ),
 }
 

@@ -24,6 +24,10 @@ __all__ = ["InputMap", "Layer", "RecurrentLinearisation", "Upstream"]
 
 ALL = slice(None)
 
+PIECE_BYTES = 24 * 2**20
+"""Size of the states of the probes that are done at once: smaller pieces waste calls, larger ones are up to 1.5 times
+slower, because buffers beyond 32 MiB are given back to the system after every use (measured on three networks)."""
+
 
 @final
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -126,36 +130,28 @@ class RecurrentLinearisation(Linearisation):
         self.space = Space.of(self.states.shape, axes, self.states.dtype, self.states.device)
 
     def propagate(self, state: Tensor) -> Tensor:
-        return _trial_first(self._propagate(_time_first(state)))
+        return self._by_pieces(lambda q: _trial_first(self._propagate(_time_first(q))), state)
 
     def propagate_adjoint(self, state: Tensor) -> Tensor:
-        return _trial_first(self._propagate_adjoint(_time_first(state)))
+        return self._by_pieces(lambda q: _trial_first(self._propagate_adjoint(_time_first(q))), state)
 
     def residual(self, state: Tensor) -> Tensor:
-        parts = self._split(_time_first(state))
-        results = [_unscan(layer.transition, part) for layer, part in zip(self.layers, parts, strict=True)]
-        for i in range(1, len(parts)):
-            results[i] -= _input_map(self.layers[i]).forward(self._seen_above(i - 1, parts[i - 1]))
-        return _trial_first(self._join(results))
+        return self._by_pieces(lambda q: _trial_first(self._residual(_time_first(q))), state)
 
     def residual_adjoint(self, state: Tensor) -> Tensor:
-        parts = self._split(_time_first(state))
-        results = [_unscan_back(layer.transition, part) for layer, part in zip(self.layers, parts, strict=True)]
-        for i in range(1, len(parts)):
-            self._seen_above(i - 1, results[i - 1]).sub_(_input_map(self.layers[i]).backward(parts[i]))
-        return _trial_first(self._join(results))
+        return self._by_pieces(lambda q: _trial_first(self._residual_adjoint(_time_first(q))), state)
 
     def parameter_jvp(self, parameter: Tensor) -> Tensor:
-        return _trial_first(self._parameter_jvp(parameter))
+        return self._by_pieces(lambda v: _trial_first(self._parameter_jvp(v)), parameter)
 
     def parameter_vjp(self, state: Tensor) -> Tensor:
-        return self._parameter_vjp(_time_first(state))
+        return self._by_pieces(lambda q: self._parameter_vjp(_time_first(q)), state)
 
     def state_jvp(self, parameter: Tensor) -> Tensor:
-        return _trial_first(self._propagate(self._parameter_jvp(parameter)))
+        return self._by_pieces(lambda v: _trial_first(self._propagate(self._parameter_jvp(v))), parameter)
 
     def state_vjp(self, state: Tensor) -> Tensor:
-        return self._parameter_vjp(self._propagate_adjoint(_time_first(state)))
+        return self._by_pieces(lambda q: self._parameter_vjp(self._propagate_adjoint(_time_first(q))), state)
 
     def sites(self) -> dict[str, Site]:
         result, offset = {}, 0
@@ -163,6 +159,27 @@ class RecurrentLinearisation(Linearisation):
             result |= layer.weights.sites(offset)
             offset += layer.width
         return result
+
+    def _by_pieces(self, function: Callable[[Tensor], Tensor], block: Tensor) -> Tensor:
+        """The function on a block of probes, in pieces that the cache and the allocator handle well."""
+        length = max(1, PIECE_BYTES // (self.states.numel() * self.states.element_size()))
+        if len(block) <= length:
+            return function(block)
+        return torch.cat([function(piece) for piece in block.split(length)])
+
+    def _residual(self, state: Tensor) -> Tensor:
+        parts = self._split(state)
+        results = [_unscan(layer.transition, part) for layer, part in zip(self.layers, parts, strict=True)]
+        for i in range(1, len(parts)):
+            results[i] -= _input_map(self.layers[i]).forward(self._seen_above(i - 1, parts[i - 1]))
+        return self._join(results)
+
+    def _residual_adjoint(self, state: Tensor) -> Tensor:
+        parts = self._split(state)
+        results = [_unscan_back(layer.transition, part) for layer, part in zip(self.layers, parts, strict=True)]
+        for i in range(1, len(parts)):
+            self._seen_above(i - 1, results[i - 1]).sub_(_input_map(self.layers[i]).backward(parts[i]))
+        return self._join(results)
 
     def _propagate(self, state: Tensor) -> Tensor:
         parts = list(self._split(state))
