@@ -105,6 +105,19 @@ def test_a_full_disk_is_reported_and_leaves_earlier_checkpoints(tmp_path, monkey
     assert not list(tmp_path.glob(".*"))
 
 
+def test_what_is_written_over_stays_until_the_new_is_whole(tmp_path, monkeypatch):
+    old = save_checkpoint(tmp_path / "a", Net(), 1, {"kept": True})
+    before = [path.read_bytes() for path in (old.path, old.path.with_suffix(".json"))]
+
+    def full(_descriptor):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr("kpflow.study.files.os.fsync", full)
+    with pytest.raises(OSError, match=r"could not be written"):
+        save_checkpoint(tmp_path / "a", Net(), 2)
+    assert before == [path.read_bytes() for path in (old.path, old.path.with_suffix(".json"))]
+
+
 def test_sparse_weights_are_refused(tmp_path):
     model = nn.Module()
     model.register_buffer("mask", torch.eye(3).to_sparse())

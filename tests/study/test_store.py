@@ -129,6 +129,22 @@ def test_stopped_at_each_file_of_a_write_the_step_is_absent(stop, tmp_path, monk
     check_whole(store.read())
 
 
+def test_a_step_appears_by_one_rename_and_nothing_else(tmp_path, monkeypatch):
+    replace = os.replace
+
+    def stopping(source, target):
+        if os.path.basename(source).startswith(".writing-"):  # zarr renames files inside, in a thread of its own
+            raise KeyboardInterrupt
+        replace(source, target)
+
+    store = Store(tmp_path)
+    store.append(one_step(0), "k")
+    monkeypatch.setattr("kpflow.study.store.os.replace", stopping)
+    with pytest.raises(KeyboardInterrupt):
+        store.append(one_step(1), "k")
+    assert store.steps() == [0]
+
+
 def test_results_of_other_settings_are_never_mixed(tmp_path):
     store = Store(tmp_path)
     old, new = key_of({"probes": 8}, "w"), key_of({"probes": 16}, "w")
