@@ -142,7 +142,7 @@ class Store:
         try:
             _remove(temporary)
             temporary.parent.mkdir(parents=True, exist_ok=True)
-            _encode(dataset).to_zarr(temporary, mode="w", zarr_format=3, consolidated=False)
+            _encode(dataset).to_zarr(temporary, mode="w", consolidated=False)
             _flush(temporary)
             if target.exists():  # only `record.zarr`, which is made again from the steps
                 os.replace(target, outdated)
