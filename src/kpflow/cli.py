@@ -4,6 +4,7 @@ Exit codes: 0 done, 1 a mistake in what was given (one line on stderr says which
 """
 
 import ast
+import difflib
 import importlib
 import os
 import sys
@@ -196,8 +197,10 @@ def load_factory(text: str) -> Callable[[], Any]:
         raise ValueError(f"`--model {text}` could not be imported: {_described(error)}.") from error
     factory = getattr(module, name, None)
     if not callable(factory):
-        known = ", ".join(key for key, value in vars(module).items() if callable(value) and not key.startswith("_"))
-        raise ValueError(f"`--model {text}`: {module_name} has no function {name!r}; it has: {known or 'none'}.")
+        known = [key for key, value in vars(module).items() if callable(value) and not key.startswith("_")]
+        nearest = difflib.get_close_matches(name, known, n=4) or known[:4]
+        hint = f"; the nearest are {', '.join(nearest)}" if nearest else ", nor any other"
+        raise ValueError(f"`--model {text}`: {module_name} has no function {name!r}{hint}.")
 
     def make() -> Any:
         try:

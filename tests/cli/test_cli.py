@@ -96,7 +96,7 @@ def wrong(arguments, capsys, code=1):
     [
         ("make", "`--model` must be module:factory, such as train:make_model; got 'make'"),
         ("nowhere_at_all:make", "could not be imported: there is no module 'nowhere_at_all'"),
-        ("{}:mak", "has no function 'mak'; it has: Net, make, broken, needs"),
+        ("{}:mak", "has no function 'mak'; the nearest are make"),
         ("{}:number", "has no function 'number'"),
         ("{}:broken", "failed: RuntimeError: no data here. It must work without arguments"),
         ("{}:needs", "failed: TypeError: needs() missing 1 required positional argument: 'size'"),
