@@ -339,6 +339,11 @@ ERRORS = {
         ValueError,
         "weight_hh_l0.*computed from other parameters",
     ),
+    "learned-nonlinearity": (
+        lambda: kp.linearise(seeded(kp.states.cells.RateRNN(3, 4, nonlinearity=nn.PReLU())), X),
+        ValueError,
+        "`nonlinearity` must have no parameters of its own here; got PReLU",
+    ),
     "initial-type": (lambda: kp.linearise(gru(), X, initial=[1.0]), TypeError, "`initial` must be a tensor or a tuple"),
     "initial-shape": (lambda: kp.linearise(gru(), X, initial=randn(1, 3, 4, seed=1)), ValueError, r"\(1, 2, 4\)"),
     "initial-width": (lambda: kp.linearise(gru(), X, initial=randn(2, 5, seed=1)), ValueError, r"\(2, 4\), or \(4,\)"),
