@@ -173,8 +173,8 @@ class RateNetwork(Adapter):
         phi = self.module.nonlinearity
         if isinstance(phi, nn.Module) and any(True for _ in phi.parameters()):
             raise ValueError(
-                f"`nonlinearity` must have no parameters of its own here; got {type(phi).__name__}. Use a fixed function, "
-                "or write the step(h, x) as a module and linearise that, with `initial`."
+                f"`nonlinearity` must have no parameters of its own here; got {type(phi).__name__}. Use a fixed "
+                "function, or write the step(h, x) as a module and linearise that, with `initial`."
             )
 
     @property
