@@ -129,7 +129,9 @@ def test_parameters_tied_across_layers_and_to_the_readout():
     parameters = trainable(model)
     assert {part.name for part in lin.parameters.parts} == set(parameters)
     jacobian = jacobian_of(lambda p: torch.func.functional_call(model, p, (inputs,)), parameters)
-    torch.testing.assert_close(to_dense(kp.Ntk(lin, readout="outputs").jacobian), jacobian, **CLOSE)
+    operator = kp.Ntk(lin, readout="outputs").jacobian
+    torch.testing.assert_close(to_dense(operator), jacobian, **CLOSE)
+    torch.testing.assert_close(to_dense(operator.T), jacobian.mT, **CLOSE)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
@@ -439,3 +441,55 @@ def test_plain_case_outputs_agree():
     case = plain_case(nn.GRU(3, 4, batch_first=True))
     lin = kp.linearise(case.model, case.inputs, core="rnn")
     torch.testing.assert_close(lin.readout.outputs, case.outputs(case.parameters), **CLOSE)
+
+
+def test_padded_leaky_network_stays_silent_after_the_end():
+    model = seeded(kp.states.cells.RateRNN(3, 4, alpha=0.3))
+    lin = kp.linearise(model, randn(2, 6, 3, seed=1), lengths=torch.tensor([6, 2]))
+    kick = lin.space.zeros()
+    kick[1, 1] = 1.0
+    assert not kp.Propagator(lin)(kick)[1, 2:].any()
+    alone = kp.linearise(model, randn(2, 6, 3, seed=1)[1:, :2])
+    torch.testing.assert_close(kp.Propagator(lin)(kick)[1, :2], kp.Propagator(alone)(kick[1:, :2])[0], **CLOSE)
+
+
+def test_large_blocks_go_in_pieces_in_order(monkeypatch):
+    lin = kp.linearise(gru(), X)
+    probes, directions = randn(7, *lin.space.shape, seed=2), randn(7, lin.parameters.size, seed=3)
+    operators = [kp.Propagator(lin), kp.Propagator(lin).inverse, kp.ParameterKernel(lin).jacobian, kp.Ntk(lin).jacobian]
+    arguments = [probes, probes, directions, directions]
+    whole = [op(v) for op, v in zip(operators, arguments, strict=True)] + [op.T(probes) for op in operators]
+    monkeypatch.setattr("kpflow.states.recurrent.PIECE_BYTES", 2 * lin.states.numel() * lin.states.element_size())
+    pieces = [op(v) for op, v in zip(operators, arguments, strict=True)] + [op.T(probes) for op in operators]
+    for one, other in zip(whole, pieces, strict=True):
+        torch.testing.assert_close(one, other, **CLOSE)
+
+
+class Counting(Plain):
+    """Gives its states beside its output, and counts its calls in a buffer."""
+
+    def __init__(self, core: nn.Module) -> None:
+        super().__init__(core)
+        self.register_buffer("calls", torch.zeros(1, dtype=torch.float64))
+
+    def forward(self, inputs):
+        self.calls += 1
+        states, _ = self.rnn(inputs)
+        return self.readout(states), states
+
+
+def test_first_of_several_outputs_and_buffers_of_its_own():
+    model = seeded(Counting(nn.GRU(3, 4, batch_first=True)))
+    lin = kp.linearise(model, X, core="rnn")
+    kp.Ntk(lin, readout="outputs")(lin.readout.space.zeros(2))
+    assert model.calls.item() == 0
+    torch.testing.assert_close(lin.readout.outputs, model(X)[0].detach(), **CLOSE)
+
+
+def test_outputs_that_are_not_finite_are_named():
+    class Diverging(Plain):
+        def forward(self, inputs):
+            return super().forward(inputs) / 0.0
+
+    with pytest.raises(ValueError, match="`outputs` must be finite; got inf"):
+        kp.linearise(seeded(Diverging(nn.GRU(3, 4, batch_first=True))), X, core="rnn")
