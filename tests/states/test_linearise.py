@@ -8,7 +8,7 @@ from torch import nn
 
 import kpflow as kp
 from kpflow.operators import to_dense
-from models import CustomStep, Plain, plain_case, randn, seeded, stepped_states, trainable
+from models import MODELS, CustomStep, Plain, plain_case, randn, seeded, stepped_states, trainable
 
 CLOSE = {"rtol": 1e-10, "atol": 1e-12}
 
@@ -205,14 +205,22 @@ def test_model_and_globals_come_back_bit_identical():
     assert handle.id in model.rnn._forward_hooks
 
 
-def test_linearisation_is_a_snapshot():
-    model = seeded(nn.GRU(3, 4, batch_first=True))
-    lin = kp.linearise(model, randn(2, 5, 3, seed=1))
-    before = to_dense(kp.Ntk(lin))
+@pytest.mark.parametrize("name", ["RNN-2", "GRU-1", "LSTM-1", "rate-inside", "low-rank", "step-module", "around-GRU"])
+def test_linearisation_is_a_snapshot(name):
+    """Training that goes on in place, or inputs that are written over, leave it as it was."""
+    case = MODELS[name]()
+    inputs = case.inputs.clone()
+    lin = kp.linearise(case.model, inputs, **case.keywords)
+    operators = [kp.Propagator(lin), kp.Ntk(lin).jacobian]
+    operators += [kp.Ntk(lin, readout="outputs").jacobian] if "around" in name else []
+    before = [to_dense(operator) for operator in operators]
     with torch.no_grad():
-        for parameter in model.parameters():
+        for parameter in case.model.parameters():
             parameter.mul_(2.0)
-    torch.testing.assert_close(to_dense(kp.Ntk(lin)), before, rtol=0, atol=0)
+    if "around" not in name:  # what is around a core reads its inputs again
+        inputs.zero_()
+    for operator, matrix in zip(operators, before, strict=True):
+        torch.testing.assert_close(to_dense(operator), matrix, rtol=0, atol=0)
 
 
 class Noisy(Plain):

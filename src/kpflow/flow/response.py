@@ -24,8 +24,9 @@ class Response:
         error: ∂L/∂S, the error signal, shape of the states.
         adjoint: Pᵀ ∂L/∂S, the adjoint state of back-propagation.
         gradient: ∂L/∂θ = Jᵀ Pᵀ ∂L/∂S + (∂g/∂θ)ᵀ ∂L/∂y, flat in the space of the parameters.
-        immediate: K Pᵀ ∂L/∂S, what the step changes at once.
-        change: P K Pᵀ ∂L/∂S = NTK ∂L/∂S.
+        immediate: J ∂L/∂θ, what the step changes at once: K Pᵀ ∂L/∂S, unless the read-out shares parameters with the
+            recurrence.
+        change: P J ∂L/∂θ, which is then P K Pᵀ ∂L/∂S = NTK ∂L/∂S.
         learning_rate: η.
     """
 
@@ -84,12 +85,13 @@ def response(
         error, direct = state_error.unsqueeze(0), linearisation.parameters.zeros(1)
     adjoint = linearisation.propagate_adjoint(error)
     through_states = linearisation.parameter_vjp(adjoint)
-    immediate = linearisation.parameter_jvp(through_states)
+    gradient = through_states + direct
+    immediate = linearisation.parameter_jvp(gradient)
     return Response(
         loss=value,
         error=error[0],
         adjoint=adjoint[0],
-        gradient=(through_states + direct)[0],
+        gradient=gradient[0],
         immediate=immediate[0],
         change=linearisation.propagate(immediate)[0],
         learning_rate=learning_rate,

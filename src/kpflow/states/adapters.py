@@ -122,12 +122,12 @@ class TorchStack(Adapter):
         size = self.module.hidden_size
         tops = states[..., sum(self.widths[:-1]) :][..., :size]
         ends = _last(states, lengths).unflatten(-1, (self.module.num_layers, self._blocks, size))
-        finals = tuple(block.transpose(0, 1) for block in ends.unbind(2))
+        finals = tuple(block.transpose(0, 1).contiguous() for block in ends.unbind(2))
         if lengths is not None:
             packed = nn.utils.rnn.pack_padded_sequence(tops, lengths.cpu(), batch_first=True, enforce_sorted=False)
             return packed, finals if self._blocks == 2 else finals[0]
         output = tops if self.module.batch_first else tops.transpose(0, 1)
-        return output, finals if self._blocks == 2 else finals[0]
+        return output.contiguous(), finals if self._blocks == 2 else finals[0]
 
 
 @final

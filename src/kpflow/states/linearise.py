@@ -153,8 +153,9 @@ def _linearise_step(
     if check_tensor("initial", initial).ndim not in (1, 2) or (initial.ndim == 2 and len(initial) not in (1, trials)):
         raise ValueError(f"`initial` must have shape ({trials}, H), or (H,); got {tuple(initial.shape)}.")
 
-    fixed = dict(model.named_parameters()) if isinstance(model, nn.Module) else parameters or {}
-    own = trainable(fixed.items())
+    given = dict(model.named_parameters()) if isinstance(model, nn.Module) else parameters or {}
+    own = trainable(given.items())
+    fixed = {name: value.detach().clone() for name, value in given.items()}
 
     def step(values: Named, state: Tensor, x: Tensor) -> Any:
         if isinstance(model, nn.Module):
@@ -217,7 +218,7 @@ def _stack(adapter: Adapter, module: nn.Module, model: nn.Module, drive: Drive) 
                 f"The weights {computed} of the recurrent module are computed from other parameters. Remove the "
                 "parametrisation (torch.nn.utils.parametrize.remove_parametrizations), or linearise a step."
             )
-        tensors = {role: own[name].detach() for role, name in local.items()}
+        tensors = {role: own[name].detach().clone() for role, name in local.items()}
         names = {role: trained[id(own[name])] for role, name in local.items() if id(own[name]) in trained}
         layer = adapter.layer(index, Roles(tensors, names), Drive(inputs, initial, drive.valid))
         layers.append(layer)
@@ -232,5 +233,5 @@ def _initial_upstream(initial: Any, place: Callable[[Any], Tensor]) -> Upstream 
 
 
 def _replaced(parameters: Named, values: Named) -> dict[str, Tensor]:
-    """`parameters`, detached, with some of them replaced by `values`."""
-    return {name: values.get(name, value.detach()) for name, value in parameters.items()}
+    """`parameters` with some of them replaced by `values`."""
+    return {name: values.get(name, value) for name, value in parameters.items()}

@@ -58,7 +58,7 @@ def trainable(parameters: Iterable[tuple[str, Tensor]]) -> dict[str, Tensor]:
             raise TypeError(f"The parameter `{name}` must be a real floating-point tensor; got {got}.")
         check_finite(name, value.detach(), remedy="The model may have diverged; load an earlier checkpoint.")
         if value.requires_grad:
-            trained[name] = value.detach()
+            trained[name] = value.detach().clone()  # a snapshot: training goes on in place
     if not trained:
         raise ValueError(
             "The model has no trainable parameter, so K = 0. Unfreeze some with requires_grad_(True), or give a "
@@ -79,7 +79,7 @@ def parameter_space(trained: Mapping[str, Tensor]) -> Space:
 
 def trainable_initial(initial: Any) -> dict[str, Tensor]:
     """The parts of an initial state that require a gradient, as parameters by name."""
-    return {name: value.detach() for name, value in _named_initial(initial).items() if value.requires_grad}
+    return {name: value.detach().clone() for name, value in _named_initial(initial).items() if value.requires_grad}
 
 
 def with_initial(initial: Any, values: Mapping[str, Tensor]) -> Any:
@@ -103,7 +103,8 @@ def make_drive(inputs: Tensor, initial: Tensor, lengths: Tensor | None, like: Te
             )
     check_finite("inputs", inputs, ("trial", "time", "input"))
     check_finite("initial", initial, ("trial", "unit"))
-    return Drive(inputs.detach().transpose(0, 1).contiguous(), initial.detach().contiguous(), _valid(lengths, inputs))
+    by_time = inputs.detach().transpose(0, 1).clone(memory_format=torch.contiguous_format)
+    return Drive(by_time, initial.detach().clone(), _valid(lengths, inputs))
 
 
 def _valid(lengths: Tensor | None, inputs: Tensor) -> Tensor | None:

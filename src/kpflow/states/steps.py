@@ -73,8 +73,10 @@ class Drive:
         state, states = self.initial, []
         for t in range(len(self.inputs)):
             state = step(t, state)
+            if self.valid is not None:
+                state = torch.where(self.valid[t] > 0, state, 0.0)
             states.append(state)
-        return self.masked(torch.stack(states))
+        return torch.stack(states)
 
     def previous(self, states: Tensor) -> Tensor:
         """z_{t−1} for every t."""
@@ -190,7 +192,7 @@ def _layer(
     inputs: InputMap,
     size: int | None = None,
 ) -> Layer:
-    trainable = {site.columns[0][0]: site for site in sites if site is not None}
+    trainable = [site for site in sites if site is not None]
     return Layer(states, transition, SiteWeights(trainable), inputs, size or states.shape[-1])
 
 

@@ -55,7 +55,7 @@ class Surround:
         names = {id(parameter): name for name, parameter in model.named_parameters()}
         own = self._model.named_parameters(remove_duplicate=False)
         self._local = {name: names[id(parameter)] for name, parameter in own}
-        self._values = {name: parameter.detach() for name, parameter in model.named_parameters()}
+        self._values = {name: parameter.detach().clone() for name, parameter in model.named_parameters()}
 
     def reach(self, parameters: Named) -> Call:
         """The call of the core, as a function of the parameters."""
@@ -114,11 +114,11 @@ class ModelReadout(Readout):
             outputs = function(tracked, states)
         self._values = {name: values[name] for name in _used([outputs], tracked)}
         self.outputs = outputs.detach()
+        check_finite("outputs", self.outputs)
         if not torch.equal(function({}, states), self.outputs):
             raise ValueError(
                 "The model gives another output each time it is called. Remove noise from its forward pass."
             )
-        check_finite("outputs", self.outputs)
         self.space = Space.of(outputs.shape, _output_axes(outputs.ndim), outputs.dtype, outputs.device)
 
     def state_jvp(self, state: Tensor) -> Tensor:
@@ -187,6 +187,8 @@ def find_upstream(function: Callable[[Named], dict[str, Tensor]], values: Mappin
     if not moves:
         return None
     used = _used([results[key] for key in moves], tracked)
+    if not used:
+        return None
 
     def moved(parameters: dict[str, Tensor]) -> dict[str, Tensor]:
         return {key: value for key, value in function(parameters).items() if key in moves}

@@ -3,7 +3,7 @@
 import abc
 import dataclasses
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import final
 
 import torch
@@ -88,20 +88,20 @@ class WeightSite:
 class SiteWeights(Weights):
     """J as the sum over weight sites: analytic, two matrix products a site."""
 
-    by_name: Mapping[str, WeightSite]
+    members: Sequence[WeightSite]
 
     def jvp(self, parameters: Named) -> Tensor | None:
         result = None
-        for site in self.by_name.values():
+        for site in self.members:
             part = site.jvp(parameters)
             result = part if result is None else result.add_(part)
         return result
 
     def vjp(self, state: Tensor) -> Pairs:
-        return [pair for site in self.by_name.values() for pair in site.vjp(state)]
+        return [pair for site in self.members for pair in site.vjp(state)]
 
     def sites(self, offset: int) -> dict[str, Site]:
-        return {name: site.public(offset) for name, site in self.by_name.items()}
+        return {site.columns[0][0]: site.public(offset) for site in self.members}
 
 
 @final
