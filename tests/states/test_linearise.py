@@ -501,3 +501,29 @@ def test_outputs_that_are_not_finite_are_named():
 
     with pytest.raises(ValueError, match="`outputs` must be finite; got inf"):
         kp.linearise(seeded(Diverging(nn.GRU(3, 4, batch_first=True))), X, core="rnn")
+
+
+def test_weights_tied_within_a_layer_and_across_layers():
+    """Every site counts, in the kernel, in its adjoint and among the cores."""
+    model = seeded(nn.GRU(4, 4, 2, batch_first=True, bias=False))
+    model.weight_hh_l0 = model.weight_ih_l0
+    model.weight_hh_l1 = model.weight_ih_l0
+    inputs = randn(2, 5, 4, seed=1)
+    lin = kp.linearise(model, inputs)
+    parameters = trainable(model)
+    assert len(parameters) == len(lin.parameters.parts) == 2
+    jacobian = jacobian_of(lambda p: stepped_states(model, p, inputs), parameters)
+    torch.testing.assert_close(to_dense(kp.Ntk(lin).jacobian), jacobian, **CLOSE)
+    torch.testing.assert_close(to_dense(kp.Ntk(lin).jacobian.T), jacobian.mT, **CLOSE)
+    assert len(kp.flow.cores(lin)) == 12
+
+
+def test_response_moves_the_states_as_a_real_step_does_where_parameters_are_shared():
+    """The encoder moves the core's inputs and, past the core, the output: a step uses its whole gradient."""
+    case = MODELS["around-RNN"]()
+    lin = kp.linearise(case.model, case.inputs, **case.keywords)
+    response = kp.flow.response(lin, lambda y: (y - 1).square().mean(), learning_rate=1e-6)
+    gradient = lin.parameters.split(response.gradient)
+    stepped = {name: value - 1e-6 * gradient[name] for name, value in case.parameters.items()}
+    actual = case.states(stepped) - case.states(case.parameters)
+    torch.testing.assert_close(actual / 1e-6, response.predicted_change / 1e-6, rtol=1e-4, atol=1e-6)

@@ -156,7 +156,8 @@ class RecurrentLinearisation(Linearisation):
     def sites(self) -> dict[str, Site]:
         result, offset = {}, 0
         for layer in self.layers:
-            result |= layer.weights.sites(offset)
+            for name, site in layer.weights.sites(offset).items():
+                result[f"{name}@{offset}" if name in result else name] = site  # layers that share weights
             offset += layer.width
         return result
 

@@ -101,7 +101,11 @@ class SiteWeights(Weights):
         return [pair for site in self.members for pair in site.vjp(state)]
 
     def sites(self, offset: int) -> dict[str, Site]:
-        return {site.columns[0][0]: site.public(offset) for site in self.members}
+        named: dict[str, Site] = {}
+        for site in self.members:
+            name = site.columns[0][0]
+            named[f"{name}@{len(named)}" if name in named else name] = site.public(offset)  # tied weights share a name
+        return named
 
 
 @final
