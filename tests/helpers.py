@@ -145,6 +145,10 @@ class SquareRoot(Gramian):
     def metric(self) -> Operator | None:
         return self.middle
 
+    @property
+    def structure(self) -> None:
+        return None
+
 
 @dataclasses.dataclass(frozen=True)
 class Case:

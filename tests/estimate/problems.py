@@ -80,6 +80,10 @@ class FactorGramian(Gramian):
     def metric(self) -> Operator | None:
         return self.middle
 
+    @property
+    def structure(self) -> None:
+        return None
+
 
 @final
 class Counter(Operator):

@@ -7,9 +7,11 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from kpflow.operators import Gramian, Operator
+from kpflow.operators import Gramian, Operator, Structure
 from kpflow.spaces import Space
 from kpflow.states import Linearisation, Site
+
+from .exact import KernelStructure
 
 __all__ = ["Core", "CoreOperator", "cores"]
 
@@ -70,6 +72,7 @@ class CoreOperator(Gramian):
     """D (M Mᵀ ⊗ I) Dᵀ of one core, as an operator on the states."""
 
     def __init__(self, core: Core) -> None:
+        self._core = core
         self._jacobian = CoreFactor(core)
 
     @property
@@ -81,6 +84,14 @@ class CoreOperator(Gramian):
     def metric(self) -> None:
         """The identity."""
         return
+
+    @property
+    def structure(self) -> Structure:
+        """Exact quantities, from the Gram matrix of what the weight sees."""
+        core = self._core
+        features = core.factor.unflatten(0, core.slope.shape[:2])
+        site = Site(features, core.slope.unsqueeze(3), core.offset, core.parameters, ("gate",), core.mixing)
+        return KernelStructure(core.space, (site,), self._jacobian)
 
 
 @final

@@ -5,9 +5,10 @@ from typing import final
 
 from torch import Tensor
 
-from kpflow.operators import Gramian, Operator
+from kpflow.operators import Gramian, Operator, Structure
 from kpflow.states import Linearisation
 
+from .exact import NtkStructure, chosen_sites
 from .jacobians import OutputJacobian, StateJacobian, resolve_metric, restricted
 
 __all__ = ["Ntk"]
@@ -50,6 +51,8 @@ class Ntk(Gramian):
     ) -> None:
         self._jacobian = restricted(_whole_jacobian(linearisation, readout), params)
         self._metric = resolve_metric(metric, self._jacobian.in_space)
+        self._linearisation = linearisation
+        self._of_states = readout is None
 
     @property
     def jacobian(self) -> Operator:
@@ -60,6 +63,14 @@ class Ntk(Gramian):
     def metric(self) -> Operator | None:
         """M, or None for the identity."""
         return self._metric
+
+    @property
+    def structure(self) -> Structure | None:
+        """Exact quantities, for the states of a recurrent network without a metric, all of whose sites are known."""
+        if self._metric is not None or not self._of_states:
+            return None
+        sites = chosen_sites(self._linearisation, [part.name for part in self._jacobian.in_space.parts])
+        return None if sites is None else NtkStructure(self._linearisation, sites, self._jacobian)
 
 
 def _whole_jacobian(linearisation: Linearisation, readout: str | Operator | None) -> Operator:

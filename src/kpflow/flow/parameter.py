@@ -5,9 +5,10 @@ from typing import final
 
 from torch import Tensor
 
-from kpflow.operators import Gramian, Operator
+from kpflow.operators import Gramian, Operator, Structure
 from kpflow.states import Linearisation
 
+from .exact import KernelStructure, chosen_sites
 from .jacobians import ImmediateJacobian, resolve_metric, restricted
 
 __all__ = ["ParameterKernel"]
@@ -45,6 +46,7 @@ class ParameterKernel(Gramian):
     ) -> None:
         self._jacobian = restricted(ImmediateJacobian(linearisation), params)
         self._metric = resolve_metric(metric, self._jacobian.in_space)
+        self._linearisation = linearisation
 
     @property
     def jacobian(self) -> Operator:
@@ -55,3 +57,11 @@ class ParameterKernel(Gramian):
     def metric(self) -> Operator | None:
         """M, or None for the identity."""
         return self._metric
+
+    @property
+    def structure(self) -> Structure | None:
+        """Exact quantities, for a recurrent network without a metric, all of whose sites are known."""
+        if self._metric is not None:
+            return None
+        sites = chosen_sites(self._linearisation, [part.name for part in self._jacobian.in_space.parts])
+        return None if sites is None else KernelStructure(self._linearisation.space, sites, self._jacobian)

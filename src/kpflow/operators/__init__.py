@@ -6,6 +6,7 @@ from .core import Adjoint, Composed, Gramian, Operator, Scaled, Sum
 from .kronecker import BlockDiagonal, Kronecker
 from .leaves import Dense, Diagonal, Function, Identity, LowRank
 from .reduce import DEFAULT_PROBES, MAX_BASIS, PartialTrace, Restriction
+from .structure import Exact, Structure
 
 __all__ = [
     "DEFAULT_PROBES",
@@ -16,6 +17,7 @@ __all__ = [
     "Composed",
     "Dense",
     "Diagonal",
+    "Exact",
     "Function",
     "Gramian",
     "Identity",
@@ -25,6 +27,7 @@ __all__ = [
     "PartialTrace",
     "Restriction",
     "Scaled",
+    "Structure",
     "Sum",
     "from_scipy",
     "to_dense",

@@ -10,6 +10,8 @@ from torch import Tensor
 
 from kpflow.spaces import Space
 
+from .structure import Structure
+
 __all__ = ["Adjoint", "Composed", "Gramian", "Operator", "Scaled", "Sum"]
 
 
@@ -128,6 +130,11 @@ class Gramian(Operator):
     @abc.abstractmethod
     def metric(self) -> Operator | None:
         """M, or None for the identity."""
+
+    @property
+    @abc.abstractmethod
+    def structure(self) -> Structure | None:
+        """The exact quantities that cost far less than a product for every unit vector, or None."""
 
     @property
     def in_space(self) -> Space:

@@ -1,0 +1,296 @@
+"""Exact traces, diagonals, norms and spectra of K and the NTK, where their structure makes them cheap."""
+
+import dataclasses
+import math
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from typing import TypeVar, final
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from kpflow.operators import Exact, Operator, Structure
+from kpflow.operators.blocks import ranges
+from kpflow.spaces import Space
+from kpflow.states import Linearisation, Site
+
+from .narrow import gram_spectrum, gram_square, narrowed
+from .sensitivity import OneStep, columns_of, groups_of, parts_of, sensitivities
+
+__all__ = ["MEMORY", "KernelStructure", "NtkStructure", "chosen_sites"]
+
+MEMORY = 2**30
+"""Bytes that an exact quantity may take at once; what needs more is not offered."""
+
+CHUNK_BYTES = 2**23
+"""Bytes of the sensitivities of the trials that are done at once: larger ones leave the cache; measured."""
+
+BATCHING = 4.0
+"""How much more arithmetic a second a pass over large matrices does than a product with a block of probes; measured."""
+
+Value = TypeVar("Value")
+
+
+@final
+@dataclasses.dataclass(frozen=True, eq=False)
+class NtkStructure(Structure):
+    """Of NTK = P K Pᵀ on the states of a recurrent network, by forward sensitivities of some trials after others.
+
+    Trace, diagonal and the partial traces that keep units or times need the part inside every trial only: about
+    B T² n³/2 multiplications for n units (fewer if trials are long), where B T n products take B² T² n (n² + p). The
+    norm and the spectrum need products with the smallest of state space, parameter space and core space (the rank of
+    what each weight sees, times its rows).
+
+    Args:
+        linearisation: The linearised state equation.
+        sites: The weight sites that are all of J.
+        jacobian: P J.
+    """
+
+    linearisation: Linearisation
+    sites: tuple[Site, ...]
+    jacobian: Operator
+
+    def trace(self) -> Exact[float] | None:
+        return self._exact(self._trace)
+
+    def diagonal(self) -> Exact[Tensor] | None:
+        return self._exact(self._diagonal)
+
+    def partial_trace(self, axes: tuple[str, ...]) -> Exact[Tensor] | None:
+        if axes == ("unit",):
+            return self._exact(self._over_units)
+        return self._exact(self._over_times, kept=self._steps) if axes == ("time",) else None
+
+    def squared_norm(self) -> Exact[float] | None:
+        return _by_products(self.jacobian, self.sites, gram_square)
+
+    def spectrum(self) -> Exact[Tensor] | None:
+        return _by_products(self.jacobian, self.sites, gram_spectrum)
+
+    @property
+    def _steps(self) -> int:
+        return self.linearisation.space.shape[1]
+
+    def _exact(self, compute: Callable[[], Value], kept: int = 2) -> Exact[Value] | None:
+        """The quantity, unless the Jacobians and the sensitivities of `kept` steps of one trial are too large."""
+        B, T, n = self.linearisation.space.shape
+        if B * T * n * n * self.linearisation.states.element_size() + self._trial_bytes(kept) > MEMORY:
+            return None
+        product = T * (n * n + sum(site.slope[0, 0, 0].numel() * site.features.shape[2] for site in self.sites))
+        return Exact(n + columns_of(self.sites) * n * n / product / BATCHING, compute)
+
+    def _trial_bytes(self, kept: int) -> int:
+        """Of the sensitivities of one trial, at `kept` steps, all of them as wide as the last."""
+        widest = 2 * columns_of(self.sites) // self._steps
+        return kept * widest * self.linearisation.space.shape[2] * self.linearisation.states.element_size()
+
+    def _passes(self, kept: int = 2) -> Iterator[tuple[slice, Iterator[Tensor]]]:
+        """Some trials, and S_tᵀ of a part of K for every t."""
+        step = OneStep.of(self.linearisation)
+        for trials in ranges(len(self.linearisation.states), max(1, CHUNK_BYTES // self._trial_bytes(kept))):
+            for part in parts_of(self.sites, trials):
+                yield trials, sensitivities(step, part, trials)
+
+    def _trace(self) -> float:
+        total = torch.zeros((), dtype=torch.float64, device=self.linearisation.states.device)
+        for _, states in self._passes():
+            for state in states:
+                total += state.square().sum(-1).sum(dtype=torch.float64)
+        return float(total)
+
+    def _diagonal(self) -> Float[Tensor, "B T n"]:
+        result = torch.zeros_like(self.linearisation.states, dtype=torch.float64)
+        for trials, states in self._passes():
+            for t, state in enumerate(states):
+                result[trials, t] += state.square().sum(1, dtype=torch.float64)
+        return result
+
+    def _over_units(self) -> Float[Tensor, "n n"]:
+        n = self.linearisation.space.shape[2]
+        result = self.linearisation.states.new_zeros(n, n, dtype=torch.float64)
+        for _, states in self._passes():
+            for state in states:
+                result += (state.mT @ state).sum(0, dtype=torch.float64)
+        return result
+
+    def _over_times(self) -> Float[Tensor, "T T"]:
+        result = self.linearisation.states.new_zeros(self._steps, self._steps, dtype=torch.float64)
+        for _, states in self._passes(self._steps):
+            rows = [state.flatten(1).clone() for state in states]  # T of [B, C·n], ever more columns
+            for t, row in enumerate(rows):
+                for s, other in enumerate(rows[: t + 1]):
+                    result[t, s] += (row[:, : other.shape[1]] * other).sum(dtype=torch.float64)
+        return result.tril() + result.tril(-1).mT
+
+
+@final
+@dataclasses.dataclass(frozen=True, eq=False)
+class KernelStructure(Structure):
+    """Of K = Σ D (M Mᵀ ⊗ I) Dᵀ, from the Gram matrices of what the weights see, without a product.
+
+    Args:
+        space: Of the states.
+        sites: The weight sites that are all of J.
+        jacobian: J.
+    """
+
+    space: Space
+    sites: tuple[Site, ...]
+    jacobian: Operator
+
+    def trace(self) -> Exact[float] | None:
+        return Exact(1.0, lambda: float(self._diagonal().sum()))
+
+    def diagonal(self) -> Exact[Tensor] | None:
+        return Exact(1.0, self._diagonal)
+
+    def partial_trace(self, axes: tuple[str, ...]) -> Exact[Tensor] | None:
+        if axes == ("unit",):
+            return Exact(1.0, self._over_units)
+        return Exact(1.0, self._over_times) if axes == ("time",) else None
+
+    def squared_norm(self) -> Exact[float] | None:
+        if any(site.mixing is not None for site in self.sites):
+            return _by_products(self.jacobian, self.sites, gram_square)
+        return self._of_grams(lambda gram: gram.square().sum(), lambda values: float(torch.stack(values).sum()))
+
+    def spectrum(self) -> Exact[Tensor] | None:
+        if any(site.mixing is not None for site in self.sites):
+            return _by_products(self.jacobian, self.sites, gram_spectrum)
+        return self._of_grams(
+            lambda gram: torch.linalg.eigvalsh(gram).clamp_min(0).flatten(),
+            lambda values: torch.cat(values).sort(descending=True).values,
+        )
+
+    def _of_grams(
+        self, each: Callable[[Tensor], Tensor], together: Callable[[list[Tensor]], Value]
+    ) -> Exact[Value] | None:
+        """From the smaller Gram matrix of every unit; units do not meet."""
+        side = max(min(_unit_sides(group)) for group in groups_of(self.sites))
+        longest = max(max(_unit_sides(group)) for group in groups_of(self.sites))
+        if 8 * side * (2 * side + longest) > MEMORY:
+            return None
+        product = sum(site.features.numel() * site.slope[0, 0, 0].numel() for site in self.sites)
+        work = sum(site.slope.shape[4] for site in self.sites) * side * side * (longest + side)
+        grams = (gram for group in groups_of(self.sites) for gram in _unit_grams(group))
+        return Exact(work / product / BATCHING, lambda: together([each(gram) for gram in grams]))
+
+    def _diagonal(self) -> Float[Tensor, "B T n"]:
+        result = self.space.zeros().double()
+        for site in self.sites:
+            size = site.features.square().sum(-1, dtype=torch.float64)
+            moved = _slope_rows(site).square().sum(2).flatten(2)  # [B, T, R·H]
+            result[..., _entries(site)] += size.unsqueeze(-1) * moved
+        return result
+
+    def _over_units(self) -> Float[Tensor, "n n"]:
+        result = torch.zeros(*2 * self.space.shape[2:], dtype=torch.float64, device=self.space.device)
+        for site in self.sites:
+            size = site.features.square().sum(-1, dtype=torch.float64).sqrt()
+            slope = (size[..., None, None, None] * site.slope).transpose(2, 3).flatten(3).flatten(0, 2)  # [B·T·G, R·H]
+            R = site.slope.shape[2]
+            same = torch.eye(site.slope.shape[4], dtype=torch.float64, device=slope.device)
+            met = same if site.mixing is None else site.mixing.double() @ site.mixing.double().mT
+            result[_entries(site), _entries(site)] += (slope.mT @ slope) * met.repeat(R, R)
+        return result
+
+    def _over_times(self) -> Float[Tensor, "T T"]:
+        T = self.space.shape[1]
+        result = torch.zeros(T, T, dtype=torch.float64, device=self.space.device)
+        for site in self.sites:
+            features, slope = site.features.double(), _slope_rows(site).flatten(2)
+            result += ((features @ features.mT) * (slope @ slope.mT)).sum(0)
+        return result
+
+
+def _unit_sides(sites: Sequence[Site]) -> tuple[int, int]:
+    """The two sides of the factor of K of one unit: state entries, and gates times features."""
+    B, T, R = sites[0].slope.shape[:3]
+    return B * T * R, sum(site.slope.shape[3] * site.features.shape[2] for site in sites)
+
+
+def _unit_grams(sites: Sequence[Site]) -> Iterator[Float[Tensor, "m m"]]:
+    """Of the factor N of K = N Nᵀ of every unit, rows (trial, time, block) and columns (gate, feature): N Nᵀ or NᵀN."""
+    features = [site.features.double() for site in sites]
+    for unit in range(sites[0].slope.shape[4]):
+        slopes = [site.slope[..., unit].double() for site in sites]  # [B, T, R, G]
+        blocks = [torch.einsum("btrg, btf -> btrgf", *pair).flatten(3) for pair in zip(slopes, features, strict=True)]
+        factor = torch.cat(blocks, dim=-1).flatten(0, 2)
+        yield factor @ factor.mT if factor.shape[0] < factor.shape[1] else factor.mT @ factor
+
+
+def _by_products(
+    jacobian: Operator, sites: Sequence[Site], compute: Callable[[Operator], Value]
+) -> Exact[Value] | None:
+    """From FᵀF on the smallest space, formed by products, if it fits."""
+    factor = narrowed(jacobian, sites)
+    size = factor.in_space.size
+    return Exact(2.0 * size, lambda: compute(factor)) if 16 * size * size <= MEMORY else None
+
+
+def chosen_sites(linearisation: Linearisation, names: Sequence[str]) -> tuple[Site, ...] | None:
+    """The sites with the columns of the parameters `names`, if they are all that these parameters do to the states.
+
+    None where a parameter acts at two sites, or before the recurrence, or in a step that is known by automatic
+    differentiation only.
+    """
+    if linearisation.space.axes != ("trial", "time", "unit"):
+        return None
+    sites = linearisation.sites().values()
+    count = Counter(name for site in sites for name in site.parameters if name in names)
+    if not count or max(count.values()) > 1:
+        return None
+    shapes = {part.name: part.shape for part in linearisation.parameters.parts}
+    chosen = tuple(
+        dataclasses.replace(
+            site,
+            features=torch.cat([block for name, block in _columns(site, shapes) if name in names], dim=-1),
+            parameters=tuple(name for name in site.parameters if name in names),
+        )
+        for site in sites
+        if any(name in names for name in site.parameters)
+    )
+    return chosen if _are_all(linearisation, chosen, names) else None
+
+
+def _columns(site: Site, shapes: dict[str, tuple[int, ...]]) -> list[tuple[str, Tensor]]:
+    """The features of a site by parameter."""
+    widths = [math.prod(shapes[name][1:]) for name in site.parameters]
+    return list(zip(site.parameters, site.features.split(widths, dim=-1), strict=True))
+
+
+def _are_all(linearisation: Linearisation, sites: tuple[Site, ...], names: Sequence[str]) -> bool:
+    """Whether J of these parameters is what the sites say: tried on random changes, which no other J maps alike."""
+    space = linearisation.parameters
+    generator = torch.Generator(space.device).manual_seed(0)
+    noise = torch.randn(space.size, dtype=space.dtype, device=space.device, generator=generator)
+    known = {name for site in sites for name in site.parameters}
+    change = {name: part * (name in known) for name, part in space.split(noise).items()}
+    other = {name: part * (name in names and name not in known) for name, part in space.split(noise).items()}
+    whole, rest = linearisation.parameter_jvp(torch.stack([space.join(change), space.join(other)]))
+    told = sum(_moved(site, change, linearisation.space) for site in sites)
+    tolerance = torch.finfo(space.dtype).eps ** (2 / 3)
+    return not bool(rest.any()) and bool((whole - told).norm() <= tolerance * whole.norm())
+
+
+def _moved(site: Site, change: dict[str, Tensor], space: Space) -> Tensor:
+    """D M dΘᵀ: what a change of the weights of a site does to the states at once."""
+    weights = torch.cat([change[name].reshape(len(change[name]), -1) for name in site.parameters], dim=1)  # [G·U, F]
+    gates = (site.features @ weights.mT).unflatten(-1, (site.slope.shape[3], -1))  # [B, T, G, U]
+    gates = gates if site.mixing is None else gates @ site.mixing.mT
+    state = space.zeros()
+    state[..., _entries(site)] = (site.slope * gates.unsqueeze(2)).sum(3).flatten(2)
+    return state
+
+
+def _entries(site: Site) -> slice:
+    """The state entries that a site moves."""
+    return slice(site.offset, site.offset + site.slope[0, 0, :, 0].numel())
+
+
+def _slope_rows(site: Site) -> Float[Tensor, "B T G R H"]:
+    """The slopes in float64, times the size of the mixing's row: how far a random gate moves each entry."""
+    slope = site.slope.transpose(2, 3).double()
+    return slope if site.mixing is None else slope * site.mixing.double().square().sum(1).sqrt()

@@ -1,0 +1,59 @@
+"""Structure: exact quantities of an operator that cost far less than a product for every unit vector."""
+
+import abc
+import dataclasses
+from collections.abc import Callable
+from typing import Generic, TypeVar, final
+
+from torch import Tensor
+
+__all__ = ["Exact", "Structure"]
+
+T = TypeVar("T")
+
+
+@final
+@dataclasses.dataclass(frozen=True)
+class Exact(Generic[T]):
+    """An exact quantity that an operator declares: what it would cost, and how to get it.
+
+    Args:
+        cost: Predicted cost in products, of the kind that the cheapest estimate takes: with F or Fᵀ alone for A = F Fᵀ.
+        compute: Computes it; exact up to rounding.
+
+    Example:
+        >>> quantity = Exact(2.5, lambda: 6.0)
+        >>> quantity.compute() if quantity.cost < 100 else "estimate it"
+        6.0
+    """
+
+    cost: float
+    compute: Callable[[], T]
+
+
+class Structure(abc.ABC):
+    """The exact quantities of a symmetric operator A, beside its products.
+
+    Every method gives None where structure makes the quantity no cheaper than products with unit vectors. Nothing is
+    computed before `compute` is called on what it gives, except what the predicted cost depends on.
+    """
+
+    @abc.abstractmethod
+    def trace(self) -> Exact[float] | None:
+        """tr A."""
+
+    @abc.abstractmethod
+    def diagonal(self) -> Exact[Tensor] | None:
+        """The diagonal of A in float64, of the shape of the vectors that A takes."""
+
+    @abc.abstractmethod
+    def partial_trace(self, axes: tuple[str, ...]) -> Exact[Tensor] | None:
+        """The trace over all axes but `axes` in float64, a matrix in row-major order of `axes` as they are named."""
+
+    @abc.abstractmethod
+    def squared_norm(self) -> Exact[float] | None:
+        """‖A‖²_F."""
+
+    @abc.abstractmethod
+    def spectrum(self) -> Exact[Tensor] | None:
+        """The eigenvalues of A in float64, largest first, without those that vanish because A has low rank."""

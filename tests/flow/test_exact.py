@@ -1,0 +1,213 @@
+"""Exact quantities by structure, against the dense matrix of the whole model by products, and the golden trace."""
+
+import pytest
+import torch
+from torch import nn
+
+import kpflow as kp
+from kpflow.flow import exact, narrow, sensitivity
+from kpflow.operators import Diagonal, Gramian, to_dense
+from kpflow.states.cells import LowRankRNN, RateRNN
+from models import MODELS, Plain, randn, seeded
+
+TOLERANCE = 1e-10  # relative, float64; measured values are below 1e-12
+BEYOND_SITES = [name for name in MODELS if name.startswith(("step", "trainable-initial", "around"))]
+KNOWN = [name for name in MODELS if name not in BEYOND_SITES]
+
+
+def relative(a, b) -> float:
+    a, b = (torch.as_tensor(value, dtype=torch.float64) for value in (a, b))
+    assert a.shape == b.shape
+    return float((a - b).norm() / b.norm())
+
+
+def check(operator: Gramian) -> None:
+    """Every quantity that the structure declares, against the matrix."""
+    structure, matrix = operator.structure, to_dense(operator)
+    trials, steps, units = operator.in_shape
+    blocks = matrix.reshape(trials, steps, units, trials, steps, units)
+    eigenvalues = torch.linalg.eigvalsh(matrix).flip(0)
+    spectrum = structure.spectrum().compute()
+    count = min(len(spectrum), len(eigenvalues))
+    assert relative(structure.trace().compute(), matrix.trace()) < TOLERANCE
+    assert relative(structure.diagonal().compute(), matrix.diagonal().reshape(operator.in_shape)) < TOLERANCE
+    assert relative(structure.partial_trace(("unit",)).compute(), torch.einsum("bthbtk -> hk", blocks)) < TOLERANCE
+    assert relative(structure.partial_trace(("time",)).compute(), torch.einsum("bthbsh -> ts", blocks)) < TOLERANCE
+    assert structure.partial_trace(("trial",)) is None
+    assert relative(structure.squared_norm().compute(), matrix.square().sum()) < TOLERANCE
+    assert relative(spectrum[:count], eigenvalues[:count]) < TOLERANCE
+    assert float(eigenvalues[count:].abs().sum()) < TOLERANCE * float(eigenvalues[0])
+    assert float(spectrum[count:].sum()) < TOLERANCE * float(eigenvalues[0])
+
+
+def linearised(name: str):
+    case = MODELS[name]()
+    return kp.linearise(case.model, case.inputs, **case.keywords)
+
+
+@pytest.mark.parametrize("name", KNOWN)
+@pytest.mark.parametrize("kind", [kp.Ntk, kp.ParameterKernel])
+def test_quantities_are_those_of_the_matrix(kind, name):
+    check(kind(linearised(name)))
+
+
+@pytest.mark.parametrize("name", KNOWN)
+def test_core_quantities_are_those_of_the_matrix(name):
+    for core in kp.flow.cores(linearised(name)).values():
+        check(core.kernel)
+
+
+@pytest.mark.parametrize("name", ["GRU-2", "LSTM-2", "low-rank", "rate-outside"])
+@pytest.mark.parametrize("kind", [kp.Ntk, kp.ParameterKernel])
+def test_one_parameter_at_a_time_and_all_but_one(kind, name):
+    lin = linearised(name)
+    names = [part.name for part in lin.parameters.parts]
+    for i, one in enumerate(names):
+        check(kind(lin, params=[one]))
+        check(kind(lin, params=names[:i] + names[i + 1 :]))
+
+
+@pytest.mark.parametrize("kind", ["RNN", "GRU", "LSTM"])
+def test_padded_batches(kind):
+    model = seeded(getattr(nn, kind)(3, 4, 2, batch_first=True))
+    lin = kp.linearise(model, randn(3, 6, 3, seed=1), lengths=torch.tensor([2, 6, 4]))
+    check(kp.Ntk(lin))
+    check(kp.ParameterKernel(lin))
+
+
+@pytest.mark.parametrize(
+    "model",
+    [
+        nn.RNN(1, 2, batch_first=True),
+        nn.GRU(1, 2, 2, batch_first=True),
+        nn.LSTM(1, 2, batch_first=True),
+        RateRNN(1, 3, alpha=0.3),
+        LowRankRNN(1, 3, 1, bias=True),
+    ],
+    ids=lambda model: type(model).__name__,
+)
+def test_trials_longer_than_what_the_weights_see(model):
+    """Then the sensitivities hold a column for every gate and feature instead of one for every step."""
+    lin = kp.linearise(seeded(model), randn(2, 40, 1, seed=1))
+    assert not any(part.triangular for part in sensitivity.parts_of(list(lin.sites().values()), slice(None)))
+    check(kp.Ntk(lin))
+
+
+def test_short_trials_take_the_triangular_form_and_one_trial_at_a_time(monkeypatch):
+    lin = linearised("GRU-1")
+    assert all(part.triangular for part in sensitivity.parts_of(list(lin.sites().values()), slice(None)))
+    monkeypatch.setattr(exact, "CHUNK_BYTES", 1)
+    check(kp.Ntk(lin))
+
+
+def test_predicted_columns_are_those_of_the_pass():
+    for name in ("GRU-2", "LSTM-2", "low-rank"):
+        lin = linearised(name)
+        sites, step = list(lin.sites().values()), sensitivity.OneStep.of(lin)
+        parts = sensitivity.parts_of(sites, slice(0, 1))
+        columns = sum(s.shape[1] for part in parts for s in sensitivity.sensitivities(step, part, slice(0, 1)))
+        assert sensitivity.columns_of(sites) == columns
+
+
+def test_golden_trace_of_the_gru():
+    """tr NTK of nn.GRU(10, 64), 50 steps, 15 trials: 223 056.46 in float32 with torch's seed 0 (theory §10)."""
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        inputs, model = torch.randn(50, 15, 10), nn.GRU(10, 64)
+    quantity = kp.Ntk(kp.linearise(model, inputs)).structure.trace()
+    assert quantity.compute() == pytest.approx(223056.46, rel=1e-4)
+    assert quantity.cost < 48000 / 100  # products with all unit vectors
+
+
+def test_silence_before_the_input_stays_silent_under_amplification():
+    """No rounding of K at late steps enters at early ones, where K is zero and P amplifies by 2^23."""
+    model = seeded(RateRNN(1, 30, nonlinearity=lambda z: z))
+    with torch.no_grad():
+        model.weight_hh.copy_(2 * torch.eye(30))
+    inputs = torch.zeros(1, 24, 1, dtype=torch.float64)
+    inputs[0, 20:] = 1
+    ntk = kp.Ntk(kp.linearise(model, inputs))
+    assert any(part.triangular for part in sensitivity.parts_of(ntk.structure.sites, slice(None)))
+    assert relative(ntk.structure.trace().compute(), to_dense(ntk).trace()) < TOLERANCE
+
+
+@pytest.mark.parametrize("name", BEYOND_SITES)
+def test_no_structure_where_parameters_act_beyond_the_sites(name):
+    lin = linearised(name)
+    assert kp.Ntk(lin).structure is None
+    assert kp.ParameterKernel(lin).structure is None
+    inside = {name for site in lin.sites().values() for name in site.parameters}
+    if inside:
+        check(kp.Ntk(lin, params=sorted(inside)))
+
+
+def test_no_structure_with_a_metric_or_a_readout():
+    lin = linearised("plain-GRU")
+    metric = Diagonal(torch.ones(lin.parameters.size, dtype=torch.float64), lin.parameters)
+    assert kp.Ntk(lin, metric=metric).structure is None
+    assert kp.ParameterKernel(lin, metric=metric).structure is None
+    assert kp.Ntk(lin, readout="outputs").structure is None
+    assert kp.Ntk(lin, params=["readout.weight"]).structure is None
+
+
+def test_no_structure_for_a_weight_that_acts_twice():
+    model = seeded(nn.GRU(4, 4, 2, batch_first=True))
+    model.weight_hh_l1 = model.weight_hh_l0
+    lin = kp.linearise(model, randn(2, 5, 4, seed=1))
+    assert kp.Ntk(lin).structure is None
+    check(kp.Ntk(lin, params=["weight_ih_l0", "bias_hh_l1"]))
+
+
+class Tied(nn.Module):
+    """An encoder whose weight is the recurrent core's own."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.rnn = nn.RNN(4, 4, batch_first=True)
+
+    def forward(self, inputs):
+        return self.rnn(inputs @ self.rnn.weight_hh_l0.mT)[0]
+
+
+def test_no_structure_for_a_weight_that_also_encodes():
+    lin = kp.linearise(seeded(Tied()), randn(2, 5, 4, seed=1), core="rnn")
+    assert kp.Ntk(lin).structure is None
+    check(kp.Ntk(lin, params=["rnn.weight_ih_l0"]))
+
+
+def test_readout_parameters_do_not_matter_to_the_states():
+    lin = kp.linearise(seeded(Plain(nn.GRU(3, 4, batch_first=True))), randn(2, 5, 3, seed=1), core="rnn")
+    check(kp.Ntk(lin))
+    check(kp.Ntk(lin, params=["readout.bias", "rnn.bias_hh_l0"]))
+
+
+def test_nothing_is_offered_that_does_not_fit(monkeypatch):
+    lin = linearised("GRU-1")
+    monkeypatch.setattr(exact, "MEMORY", 2000)
+    ntk, kernel = kp.Ntk(lin).structure, kp.ParameterKernel(lin).structure
+    for quantity in (ntk.trace(), ntk.diagonal(), ntk.partial_trace(("unit",)), ntk.squared_norm(), ntk.spectrum()):
+        assert quantity is None
+    assert kernel.squared_norm() is None
+    assert kernel.spectrum() is None
+
+
+def test_smallest_of_states_parameters_and_cores():
+    """Inputs that are the same at all steps make what the input weights see of rank one."""
+    model = seeded(nn.RNN(3, 4, batch_first=True))
+    alike = kp.Ntk(kp.linearise(model, torch.ones(6, 8, 3, dtype=torch.float64)), params=["weight_ih_l0", "bias_ih_l0"])
+    assert narrow.narrowed(alike.jacobian, alike.structure.sites).in_space.size == 4
+    check(alike)
+    few = kp.Ntk(kp.linearise(model, randn(1, 2, 3, seed=1)))
+    assert narrow.narrowed(few.jacobian, few.structure.sites).in_space.size == few.in_space.size == 8
+    many = kp.Ntk(kp.linearise(model, randn(6, 8, 3, seed=1)), params=["weight_ih_l0", "bias_ih_l0"])
+    assert narrow.narrowed(many.jacobian, many.structure.sites) is many.jacobian
+
+
+def test_isometry_of_the_core_space():
+    lin = linearised("GRU-2")
+    ntk = kp.Ntk(kp.linearise(seeded(nn.GRU(3, 4, batch_first=True)), torch.ones(6, 9, 3, dtype=torch.float64)))
+    small = narrow.narrowed(ntk.jacobian, ntk.structure.sites)
+    assert small.in_space.size < min(ntk.jacobian.in_space.size, lin.space.size)
+    dense = to_dense(small)
+    assert relative(dense @ dense.mT, to_dense(ntk)) < TOLERANCE
+    assert relative(to_dense(small.T), dense.mT) < TOLERANCE
