@@ -134,12 +134,16 @@ class SquareRoot(Gramian):
     """A Gramian F M Fᵀ to test the abstract class with."""
 
     def __init__(self, factor: Operator, metric: Operator | None = None) -> None:
-        self.factor = factor
+        self._factor = factor
         self.middle = metric
 
     @property
     def jacobian(self) -> Operator:
-        return self.factor
+        return self._factor
+
+    @property
+    def factor(self) -> Operator:
+        return self._factor
 
     @property
     def metric(self) -> Operator | None:

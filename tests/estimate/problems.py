@@ -69,12 +69,16 @@ def toeplitz(a: float, steps: int) -> Tensor:
 class FactorGramian(Gramian):
     """F M Fᵀ with an explicit F."""
 
-    factor: Operator
+    jacobian_: Operator
     middle: Operator | None = None
 
     @property
     def jacobian(self) -> Operator:
-        return self.factor
+        return self.jacobian_
+
+    @property
+    def factor(self) -> Operator:
+        return self.jacobian_
 
     @property
     def metric(self) -> Operator | None:

@@ -93,6 +93,11 @@ class CoreOperator(Gramian):
         site = Site(features, core.slope.unsqueeze(3), core.offset, core.parameters, ("gate",), core.mixing)
         return KernelStructure(core.space, (site,), self._jacobian)
 
+    @property
+    def factor(self) -> Operator:
+        """D (M ⊗ I)."""
+        return self._jacobian
+
 
 @final
 @dataclasses.dataclass(frozen=True, eq=False, repr=False)

@@ -10,7 +10,15 @@ from kpflow.operators import Diagonal, Operator, Restriction
 from kpflow.spaces import Space
 from kpflow.states import Linearisation, Readout
 
-__all__ = ["ImmediateJacobian", "OutputJacobian", "StateJacobian", "resolve_metric", "restricted"]
+__all__ = [
+    "ImmediateCore",
+    "ImmediateJacobian",
+    "OutputJacobian",
+    "StateCore",
+    "StateJacobian",
+    "resolve_metric",
+    "restricted",
+]
 
 
 @final
@@ -92,6 +100,58 @@ class OutputJacobian(Operator):
     def _apply_adjoint(self, vector: Tensor) -> Tensor:
         through_states = self.linearisation.state_vjp(self.readout.state_vjp(vector))
         return through_states + self.readout.parameter_vjp(vector)
+
+
+@final
+@dataclasses.dataclass(frozen=True, eq=False, repr=False)
+class ImmediateCore(Operator):
+    """C with C Cᵀ = J Jᵀ: J on a smaller space, the gates' features side by side at their numerical rank."""
+
+    linearisation: Linearisation
+
+    @property
+    def in_space(self) -> Space:
+        return self.linearisation.core
+
+    @property
+    def out_space(self) -> Space:
+        return self.linearisation.space
+
+    @property
+    def symmetric(self) -> bool:
+        return False
+
+    def _apply(self, vector: Tensor) -> Tensor:
+        return self.linearisation.core_jvp(vector)
+
+    def _apply_adjoint(self, vector: Tensor) -> Tensor:
+        return self.linearisation.core_vjp(vector)
+
+
+@final
+@dataclasses.dataclass(frozen=True, eq=False, repr=False)
+class StateCore(Operator):
+    """P C with C Cᵀ = J Jᵀ, so that NTK = (P C)(P C)ᵀ."""
+
+    linearisation: Linearisation
+
+    @property
+    def in_space(self) -> Space:
+        return self.linearisation.core
+
+    @property
+    def out_space(self) -> Space:
+        return self.linearisation.space
+
+    @property
+    def symmetric(self) -> bool:
+        return False
+
+    def _apply(self, vector: Tensor) -> Tensor:
+        return self.linearisation.state_core_jvp(vector)
+
+    def _apply_adjoint(self, vector: Tensor) -> Tensor:
+        return self.linearisation.state_core_vjp(vector)
 
 
 def restricted(jacobian: Operator, params: Sequence[str] | None) -> Operator:

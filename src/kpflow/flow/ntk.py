@@ -9,7 +9,7 @@ from kpflow.operators import Gramian, Operator, Structure
 from kpflow.states import Linearisation
 
 from .exact import NtkStructure, chosen_sites
-from .jacobians import OutputJacobian, StateJacobian, resolve_metric, restricted
+from .jacobians import OutputJacobian, StateCore, StateJacobian, resolve_metric, restricted
 
 __all__ = ["Ntk"]
 
@@ -53,6 +53,8 @@ class Ntk(Gramian):
         self._metric = resolve_metric(metric, self._jacobian.in_space)
         self._linearisation = linearisation
         self._of_states = readout is None
+        own_core = params is None and metric is None
+        self._factor = _core(linearisation, readout) if own_core else self._jacobian
 
     @property
     def jacobian(self) -> Operator:
@@ -71,6 +73,20 @@ class Ntk(Gramian):
             return None
         sites = chosen_sites(self._linearisation, [part.name for part in self._jacobian.in_space.parts])
         return None if sites is None else NtkStructure(self._linearisation, sites, self._jacobian)
+
+    @property
+    def factor(self) -> Operator:
+        """P C with K = C Cᵀ, for the states and all parameters; else the Jacobian."""
+        return self._factor
+
+
+def _core(linearisation: Linearisation, readout: str | Operator | None) -> Operator:
+    """P C, or R P C; the Jacobian itself for the model's outputs, on which the read-out's own parameters act too."""
+    if readout is None:
+        return StateCore(linearisation)
+    if isinstance(readout, Operator):
+        return readout @ StateCore(linearisation)
+    return _whole_jacobian(linearisation, readout)
 
 
 def _whole_jacobian(linearisation: Linearisation, readout: str | Operator | None) -> Operator:

@@ -9,7 +9,7 @@ from kpflow.operators import Gramian, Operator, Structure
 from kpflow.states import Linearisation
 
 from .exact import KernelStructure, chosen_sites
-from .jacobians import ImmediateJacobian, resolve_metric, restricted
+from .jacobians import ImmediateCore, ImmediateJacobian, resolve_metric, restricted
 
 __all__ = ["ParameterKernel"]
 
@@ -47,6 +47,7 @@ class ParameterKernel(Gramian):
         self._jacobian = restricted(ImmediateJacobian(linearisation), params)
         self._metric = resolve_metric(metric, self._jacobian.in_space)
         self._linearisation = linearisation
+        self._factor = ImmediateCore(linearisation) if params is None and metric is None else self._jacobian
 
     @property
     def jacobian(self) -> Operator:
@@ -65,3 +66,8 @@ class ParameterKernel(Gramian):
             return None
         sites = chosen_sites(self._linearisation, [part.name for part in self._jacobian.in_space.parts])
         return None if sites is None else KernelStructure(self._linearisation.space, sites, self._jacobian)
+
+    @property
+    def factor(self) -> Operator:
+        """C with K = C Cᵀ, for all parameters; else J."""
+        return self._factor

@@ -2,7 +2,8 @@
 
 from .blocks import MAX_BLOCK_ENTRIES
 from .convert import from_scipy, to_dense, to_scipy
-from .core import Adjoint, Composed, Gramian, Operator, Scaled, Sum
+from .core import Adjoint, Composed, Operator, Scaled, Sum
+from .gramian import Gramian
 from .kronecker import BlockDiagonal, Kronecker
 from .leaves import Dense, Diagonal, Function, Identity, LowRank
 from .reduce import DEFAULT_PROBES, MAX_BASIS, PartialTrace, Restriction

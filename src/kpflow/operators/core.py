@@ -10,9 +10,7 @@ from torch import Tensor
 
 from kpflow.spaces import Space
 
-from .structure import Structure
-
-__all__ = ["Adjoint", "Composed", "Gramian", "Operator", "Scaled", "Sum"]
+__all__ = ["Adjoint", "Composed", "Operator", "Scaled", "Sum"]
 
 
 class Operator(abc.ABC):
@@ -113,47 +111,6 @@ class Operator(abc.ABC):
 
     def __repr__(self) -> str:
         return f"{_formula(self)}: {self.in_space} → {self.out_space}"
-
-
-class Gramian(Operator):
-    """A symmetric operator A = F Fᵀ, or A = F M Fᵀ with a symmetric metric M in the middle.
-
-    Knowing F, estimators need only one side: ‖Fᵀ g‖² has expectation tr A for white noise g.
-    """
-
-    @property
-    @abc.abstractmethod
-    def jacobian(self) -> Operator:
-        """F."""
-
-    @property
-    @abc.abstractmethod
-    def metric(self) -> Operator | None:
-        """M, or None for the identity."""
-
-    @property
-    @abc.abstractmethod
-    def structure(self) -> Structure | None:
-        """The exact quantities that cost far less than a product for every unit vector, or None."""
-
-    @property
-    def in_space(self) -> Space:
-        return self.jacobian.out_space
-
-    @property
-    def out_space(self) -> Space:
-        return self.jacobian.out_space
-
-    @property
-    def symmetric(self) -> bool:
-        return True
-
-    def _apply(self, vector: Tensor) -> Tensor:
-        inner = self.jacobian._apply_adjoint(vector)
-        return self.jacobian._apply(inner if self.metric is None else self.metric._apply(inner))
-
-    def _apply_adjoint(self, vector: Tensor) -> Tensor:
-        return self._apply(vector)
 
 
 @final

@@ -80,6 +80,9 @@ class Linearisation(abc.ABC):
     parameters: Space
     """The space of the trainable parameters, by name on one flat axis."""
 
+    core: Space
+    """The space of the core C, a factor of K = J Jᵀ = C Cᵀ that may be smaller than J."""
+
     readout: Readout | None
     """The map from states to the model's outputs, if the model has one."""
 
@@ -114,6 +117,22 @@ class Linearisation(abc.ABC):
     @abc.abstractmethod
     def state_vjp(self, state: Tensor) -> Tensor:
         """(dS/dθ)ᵀ q = Jᵀ Pᵀ q, fused."""
+
+    @abc.abstractmethod
+    def core_jvp(self, core: Tensor) -> Tensor:
+        """C c, blocks `[S, *core shape]` to `[S, *state shape]`, with C Cᵀ = J Jᵀ to rounding."""
+
+    @abc.abstractmethod
+    def core_vjp(self, state: Tensor) -> Tensor:
+        """Cᵀ q."""
+
+    @abc.abstractmethod
+    def state_core_jvp(self, core: Tensor) -> Tensor:
+        """P C c, fused."""
+
+    @abc.abstractmethod
+    def state_core_vjp(self, state: Tensor) -> Tensor:
+        """Cᵀ Pᵀ q, fused."""
 
     @abc.abstractmethod
     def sites(self) -> dict[str, Site]:

@@ -5,6 +5,7 @@ P⁻¹ q = q − A q[ℓ, t−1] − C q[ℓ−1, t], and P and Pᵀ are one sca
 """
 
 import dataclasses
+import functools
 from collections.abc import Callable, Mapping, Sequence
 from typing import final
 
@@ -18,7 +19,7 @@ from .base import Linearisation, Readout, Site
 from .derivatives import pullback, pushforward
 from .gates import Gates
 from .transitions import Transition
-from .weights import Weights
+from .weights import Weights, flattened, unflattened
 
 __all__ = ["InputMap", "Layer", "RecurrentLinearisation", "Upstream"]
 
@@ -42,11 +43,11 @@ class InputMap:
     weight: Float[Tensor, "GU I"]
     gates: Gates
 
-    def forward(self, inputs: Tensor) -> Tensor:
-        """C dx: `[T, B, S, I]` to `[T, B, S, n]`."""
-        return self.gates.to_state(inputs @ self.weight.mT, ALL)
+    def add_product(self, inputs: Tensor, out: Tensor) -> None:
+        """Add C dx to `out`: `[S, B, T, I]` to `[S, B, T, n]`."""
+        self.gates.add_to_state(inputs @ self.weight.mT, ALL, out)
 
-    def backward(self, state: Tensor) -> Tensor:
+    def adjoint(self, state: Tensor) -> Tensor:
         """Cᵀ q."""
         return self.gates.to_gates(state, ALL) @ self.weight
 
@@ -92,15 +93,13 @@ class Upstream:
     moves: frozenset[str]
 
     def jvp(self, parameters: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """Blocks of tangents with the probes before the last axis: `[T, B, S, I]` and `[B, S, n]`."""
+        """Blocks of tangents `[S, T, B, I]` and `[S, B, n]`."""
         block = {name: parameters[name] for name in self.parameters}
-        moved = pushforward(self.function, self.parameters)(block)
-        return {key: value.movedim(0, -2) for key, value in moved.items()}
+        return pushforward(self.function, self.parameters)(block)
 
-    def vjp(self, cotangents: Mapping[str, Tensor]) -> list[tuple[str, Tensor]]:
+    def vjp(self, cotangents: dict[str, Tensor]) -> list[tuple[str, Tensor]]:
         """The transpose of `jvp`."""
-        block = {key: value.movedim(-2, 0) for key, value in cotangents.items()}
-        return list(pullback(self.function, self.parameters)(block).items())
+        return list(pullback(self.function, self.parameters)(cotangents).items())
 
 
 @final
@@ -129,29 +128,47 @@ class RecurrentLinearisation(Linearisation):
         axes = ("trial", "time", "unit")
         self.space = Space.of(self.states.shape, axes, self.states.dtype, self.states.device)
 
+    @functools.cached_property
+    def core(self) -> Space:
+        if self._core_sizes is None:
+            return self.parameters
+        return Space.of((sum(self._core_sizes),), ("core",), self.space.dtype, self.space.device)
+
     def propagate(self, state: Tensor) -> Tensor:
-        return self._by_pieces(lambda q: _trial_first(self._propagate(_time_first(q))), state)
+        return self._by_pieces(self._propagate, state)
 
     def propagate_adjoint(self, state: Tensor) -> Tensor:
-        return self._by_pieces(lambda q: _trial_first(self._propagate_adjoint(_time_first(q))), state)
+        return self._by_pieces(self._propagate_adjoint, state)
 
     def residual(self, state: Tensor) -> Tensor:
-        return self._by_pieces(lambda q: _trial_first(self._residual(_time_first(q))), state)
+        return self._by_pieces(self._residual, state)
 
     def residual_adjoint(self, state: Tensor) -> Tensor:
-        return self._by_pieces(lambda q: _trial_first(self._residual_adjoint(_time_first(q))), state)
+        return self._by_pieces(self._residual_adjoint, state)
 
     def parameter_jvp(self, parameter: Tensor) -> Tensor:
-        return self._by_pieces(lambda v: _trial_first(self._parameter_jvp(v)), parameter)
+        return self._by_pieces(self._parameter_jvp, parameter)
 
     def parameter_vjp(self, state: Tensor) -> Tensor:
-        return self._by_pieces(lambda q: self._parameter_vjp(_time_first(q)), state)
+        return self._by_pieces(self._parameter_vjp, state)
 
     def state_jvp(self, parameter: Tensor) -> Tensor:
-        return self._by_pieces(lambda v: _trial_first(self._propagate(self._parameter_jvp(v))), parameter)
+        return self._by_pieces(lambda v: self._propagate(self._parameter_jvp(v)), parameter)
 
     def state_vjp(self, state: Tensor) -> Tensor:
-        return self._by_pieces(lambda q: self._parameter_vjp(self._propagate_adjoint(_time_first(q))), state)
+        return self._by_pieces(lambda q: self._parameter_vjp(self._propagate_adjoint(q)), state)
+
+    def core_jvp(self, core: Tensor) -> Tensor:
+        return self._by_pieces(self._core_jvp, core)
+
+    def core_vjp(self, state: Tensor) -> Tensor:
+        return self._by_pieces(self._core_vjp, state)
+
+    def state_core_jvp(self, core: Tensor) -> Tensor:
+        return self._by_pieces(lambda c: self._propagate(self._core_jvp(c)), core)
+
+    def state_core_vjp(self, state: Tensor) -> Tensor:
+        return self._by_pieces(lambda q: self._core_vjp(self._propagate_adjoint(q)), state)
 
     def sites(self) -> dict[str, Site]:
         result, offset = {}, 0
@@ -162,61 +179,54 @@ class RecurrentLinearisation(Linearisation):
         return result
 
     def _by_pieces(self, function: Callable[[Tensor], Tensor], block: Tensor) -> Tensor:
-        """The function on a block of probes, in pieces that the cache and the allocator handle well."""
+        """The function on a block of probes, which it may overwrite, in pieces that cache and allocator handle well."""
         length = max(1, PIECE_BYTES // (self.states.numel() * self.states.element_size()))
         if len(block) <= length:
-            return function(block)
-        return torch.cat([function(piece) for piece in block.split(length)])
+            return function(block.clone())
+        return torch.cat([function(piece.clone()) for piece in block.split(length)])
 
     def _residual(self, state: Tensor) -> Tensor:
-        parts = self._split(state)
-        results = [_unscan(layer.transition, part) for layer, part in zip(self.layers, parts, strict=True)]
-        for i in range(1, len(parts)):
-            results[i] -= _input_map(self.layers[i]).forward(self._seen_above(i - 1, parts[i - 1]))
-        return self._join(results)
+        moved = torch.zeros_like(state)
+        parts, targets = self._split(state), self._split(moved)
+        for i, (layer, part, target) in enumerate(zip(self.layers, parts, targets, strict=True)):
+            layer.transition.add_product(slice(1, None), part[:, :, :-1], target[:, :, 1:])
+            if i:
+                _input_map(layer).add_product(self._seen_above(i - 1, parts), target)
+        return state.sub_(moved)
 
     def _residual_adjoint(self, state: Tensor) -> Tensor:
-        parts = self._split(state)
-        results = [_unscan_back(layer.transition, part) for layer, part in zip(self.layers, parts, strict=True)]
-        for i in range(1, len(parts)):
-            self._seen_above(i - 1, results[i - 1]).sub_(_input_map(self.layers[i]).backward(parts[i]))
-        return self._join(results)
+        moved = torch.zeros_like(state)
+        parts, targets = self._split(state), self._split(moved)
+        for i, (layer, part, target) in enumerate(zip(self.layers, parts, targets, strict=True)):
+            layer.transition.add_product_adjoint(slice(1, None), part[:, :, 1:], target[:, :, :-1])
+            if i:
+                self._seen_above(i - 1, targets).add_(_input_map(layer).adjoint(part))
+        return state.sub_(moved)
 
     def _propagate(self, state: Tensor) -> Tensor:
-        parts = list(self._split(state))
-        for i, layer in enumerate(self.layers):
+        parts = self._split(state)
+        for i, (layer, part) in enumerate(zip(self.layers, parts, strict=True)):
             if i:
-                parts[i] = parts[i] + _input_map(layer).forward(self._seen_above(i - 1, parts[i - 1]))
-            parts[i] = _scan(layer.transition, parts[i])
-        return self._join(parts)
+                _input_map(layer).add_product(self._seen_above(i - 1, parts), part)
+            layer.transition.propagate(part)
+        return state
 
     def _propagate_adjoint(self, state: Tensor) -> Tensor:
-        parts = list(self._split(state))
+        parts = self._split(state)
         for i, layer in reversed(list(enumerate(self.layers))):
-            parts[i] = _scan_back(layer.transition, parts[i])
+            layer.transition.propagate_adjoint(parts[i])
             if i:
-                parts[i - 1] = parts[i - 1].clone()
-                self._seen_above(i - 1, parts[i - 1]).add_(_input_map(layer).backward(parts[i]))
-        return self._join(parts)
+                self._seen_above(i - 1, parts).add_(_input_map(layer).adjoint(parts[i]))
+        return state
 
     def _parameter_jvp(self, parameter: Tensor) -> Tensor:
         named = self.parameters.split(parameter)
-        shape = (*self.states.shape[1::-1], len(parameter))  # T, B, S
-        parts = []
-        for layer in self.layers:
-            part = layer.weights.jvp(named)
-            parts.append(parameter.new_zeros(*shape, layer.width) if part is None else part)
+        state = self.space.zeros(len(parameter))
+        for layer, part in zip(self.layers, self._split(state), strict=True):
+            layer.weights.add_jvp(named, part)
         if self._upstream is not None:
-            self._add_upstream(parts, self._upstream.jvp(named))
-        return self._join(parts)
-
-    def _add_upstream(self, parts: list[Tensor], moved: Mapping[str, Tensor]) -> None:
-        """Add to J v what an encoder moves at every step and an initial state at the first."""
-        if "inputs" in moved:
-            parts[0] += _input_map(self.layers[0]).forward(moved["inputs"])
-        if "initial" in moved:
-            for layer, part, initial in zip(self.layers, parts, self._split(moved["initial"]), strict=True):
-                part[0] = layer.transition.forward(0, initial, part[0])
+            self._add_upstream(self._upstream.jvp(named), state)
+        return state
 
     def _parameter_vjp(self, state: Tensor) -> Tensor:
         parts = self._split(state)
@@ -226,79 +236,69 @@ class RecurrentLinearisation(Linearisation):
         named: dict[str, Tensor] = {}
         for name, value in pairs:
             named[name] = named[name] + value if name in named else value
-        missing = {
-            p.name: state.new_zeros(state.shape[2], *p.shape) for p in self.parameters.parts if p.name not in named
-        }
+        missing = {p.name: state.new_zeros(len(state), *p.shape) for p in self.parameters.parts if p.name not in named}
         return self.parameters.join(named | missing)
+
+    def _core_jvp(self, core: Tensor) -> Tensor:
+        if self._core_sizes is None:
+            return self._parameter_jvp(core)
+        state, pieces = self.space.zeros(len(core)), core.split(self._core_sizes, dim=1)
+        for layer, piece, part in zip(self.layers, pieces, self._split(state), strict=False):
+            layer.weights.add_core_jvp(piece, part)
+        if self._upstream is not None:
+            self._add_upstream(self._upstream.jvp(unflattened(pieces[-1], self._upstream.parameters)), state)
+        return state
+
+    def _core_vjp(self, state: Tensor) -> Tensor:
+        if self._core_sizes is None:
+            return self._parameter_vjp(state)
+        parts = self._split(state)
+        pieces = [layer.weights.core_vjp(part) for layer, part in zip(self.layers, parts, strict=True)]
+        if self._upstream is not None:
+            pieces.append(flattened(self._upstream.vjp(self._upstream_cotangents(self._upstream, parts)), state))
+        return torch.cat(pieces, dim=1)
+
+    @functools.cached_property
+    def _core_sizes(self) -> list[int] | None:
+        """Sizes of the cores of the layers and of what comes before; None where a parameter acts in several places."""
+        names = [name for layer in self.layers for name in layer.weights.names]
+        sizes = [layer.weights.core_size for layer in self.layers]
+        if self._upstream is not None:
+            names += self._upstream.parameters
+            sizes.append(sum(value.numel() for value in self._upstream.parameters.values()))
+        return sizes if len(set(names)) == len(names) else None
+
+    def _add_upstream(self, moved: Mapping[str, Tensor], state: Tensor) -> None:
+        """Add to J v what an encoder moves at every step and an initial state at the first."""
+        parts = self._split(state)
+        if "inputs" in moved:
+            _input_map(self.layers[0]).add_product(moved["inputs"].transpose(1, 2), parts[0])
+        if "initial" in moved:
+            for layer, part, initial in zip(self.layers, parts, self._split(moved["initial"]), strict=True):
+                layer.transition.add_product(0, initial, part[:, :, 0])
 
     def _upstream_cotangents(self, upstream: Upstream, parts: Sequence[Tensor]) -> dict[str, Tensor]:
         """What Jᵀ hands on to an encoder and to an initial state."""
         result = {}
         if "inputs" in upstream.moves:
-            result["inputs"] = _input_map(self.layers[0]).backward(parts[0])
+            result["inputs"] = _input_map(self.layers[0]).adjoint(parts[0]).transpose(1, 2)
         if "initial" in upstream.moves:
-            pulled = [
-                layer.transition.backward(0, part[0], torch.zeros_like(part[0]))
-                for layer, part in zip(self.layers, parts, strict=True)
-            ]
-            result["initial"] = torch.cat(pulled, dim=-1)
+            pulled = torch.cat([torch.zeros_like(part[:, :, 0]) for part in parts], dim=-1)
+            for layer, part, target in zip(self.layers, parts, self._split(pulled), strict=True):
+                layer.transition.add_product_adjoint(0, part[:, :, 0], target)
+            result["initial"] = pulled
         return result
 
-    def _seen_above(self, layer: int, state: Tensor) -> Tensor:
+    def _seen_above(self, layer: int, parts: Sequence[Tensor]) -> Tensor:
         """What the layer above sees of the states of a layer, a view: the h of h‖c."""
-        return state[..., : self.layers[layer].size]
+        return parts[layer][..., : self.layers[layer].size]
 
     def _split(self, state: Tensor) -> Sequence[Tensor]:
-        """The layers' parts of `[*, n]`."""
+        """The layers' parts of `[*, n]`, views."""
         return state.split([layer.width for layer in self.layers], dim=-1)
-
-    def _join(self, parts: Sequence[Tensor]) -> Tensor:
-        return parts[0] if len(parts) == 1 else torch.cat(list(parts), dim=-1)
-
-
-def _scan(transition: Transition, state: Tensor) -> Tensor:
-    """y_t = q_t + A_t y_{t−1}."""
-    result = torch.empty_like(state)
-    result[0] = state[0]
-    for t in range(1, len(state)):
-        result[t] = transition.forward(t, result[t - 1], state[t])
-    return result
-
-
-def _scan_back(transition: Transition, state: Tensor) -> Tensor:
-    """a_t = v_t + A_{t+1}ᵀ a_{t+1}."""
-    result = torch.empty_like(state)
-    result[-1] = state[-1]
-    for t in reversed(range(len(state) - 1)):
-        result[t] = transition.backward(t + 1, result[t + 1], state[t])
-    return result
-
-
-def _unscan(transition: Transition, state: Tensor) -> Tensor:
-    """q_t = y_t − A_t y_{t−1}: all steps at once."""
-    result = state.clone()
-    result[1:] -= transition.forward(slice(1, None), state[:-1], torch.zeros_like(state[:-1]))
-    return result
-
-
-def _unscan_back(transition: Transition, state: Tensor) -> Tensor:
-    """v_t = a_t − A_{t+1}ᵀ a_{t+1}: all steps at once."""
-    result = state.clone()
-    result[:-1] -= transition.backward(slice(1, None), state[1:], torch.zeros_like(state[1:]))
-    return result
 
 
 def _input_map(layer: Layer) -> InputMap:
     if layer.inputs is None:
         raise ValueError("A layer known by its step alone cannot sit above another one, nor above an encoder.")
     return layer.inputs
-
-
-def _time_first(state: Tensor) -> Tensor:
-    """`[S, B, T, n]` to `[T, B, S, n]`."""
-    return state.permute(2, 1, 0, 3).contiguous()
-
-
-def _trial_first(state: Tensor) -> Tensor:
-    """`[T, B, S, n]` to `[S, B, T, n]`."""
-    return state.permute(2, 1, 0, 3)

@@ -50,7 +50,7 @@ class Roles:
         like = next(value for value in features.values() if value is not None)
         columns = [_ones(like) if (value := features[role]) is None else value for role in roles]
         names = tuple((self.names[role], tuple(self.tensors[role].shape)) for role in roles)
-        return WeightSite(torch.cat(columns, dim=-1), gates, names, gate_names)
+        return WeightSite(_trial_first(torch.cat(columns, dim=-1)), gates, names, gate_names)
 
 
 @final
@@ -90,7 +90,7 @@ class Drive:
 
     def gates(self, slope: Tensor, mixing: Tensor | None = None) -> Gates:
         """Gates with the slope `[T, B, R, G, H]` set to zero where a trial has ended."""
-        return Gates(self.masked(slope), mixing)
+        return Gates(_trial_first(self.masked(slope)), mixing)
 
 
 def rnn_layer(roles: Roles, drive: Drive, nonlinearity: Callable[[Tensor], Tensor]) -> Layer:
@@ -118,7 +118,7 @@ def rate_layer(
     seen = within(previous)
     slope = alpha * entrywise_slope(outer, driven + seen @ weight.mT)
     gates = drive.gates(slope[:, :, None, None])
-    gain = entrywise_slope(nonlinearity, previous) if inside else None
+    gain = _trial_first(entrywise_slope(nonlinearity, previous)) if inside else None
     transition = GatedTransition(weight, gates, gain, _leak(drive, states, alpha))
     features = {"weight_hh": seen, "weight_ih": drive.inputs, "bias": None}
     return _layer(states, transition, [roles.site(features, gates, ("state",))], InputMap(roles["weight_ih"], gates))
@@ -133,7 +133,8 @@ def low_rank_layer(roles: Roles, drive: Drive, nonlinearity: Callable[[Tensor], 
     seen = nonlinearity(previous)
     slope = alpha * torch.ones_like(states)[:, :, None, None]
     gates, mixed = drive.gates(slope), drive.gates(slope, left)
-    transition = GatedTransition(right, mixed, entrywise_slope(nonlinearity, previous), _leak(drive, states, alpha))
+    gain = _trial_first(entrywise_slope(nonlinearity, previous))
+    transition = GatedTransition(right, mixed, gain, _leak(drive, states, alpha))
     outer = roles.site({"left": seen @ right.mT, "weight_ih": drive.inputs, "bias": None}, gates, ("state",))
     inner = roles.site({"right": seen}, mixed, ("rank",))
     return _layer(states, transition, [outer, inner], InputMap(roles["weight_ih"], gates))
@@ -159,7 +160,7 @@ def gru_layer(roles: Roles, drive: Drive) -> Layer:
         roles.site({"weight_hh": previous, "bias_hh": None}, hidden, names),
         roles.site({"weight_ih": drive.inputs, "bias_ih": None}, external, names),
     ]
-    transition = _dense_transition(weight, hidden, drive.masked(update))
+    transition = _dense_transition(weight, hidden, _trial_first(drive.masked(update)))
     return _layer(states, transition, sites, InputMap(roles["weight_ih"], external))
 
 
@@ -178,7 +179,7 @@ def lstm_layer(roles: Roles, drive: Drive) -> Layer:
     of_hidden = through.unsqueeze(2) * of_cell
     of_hidden[:, :, 3] = o * (1 - o) * squashed
     gates = drive.gates(torch.stack([of_hidden, of_cell], dim=2))
-    carry = drive.masked(torch.stack([through * f, f], dim=2))
+    carry = _trial_first(drive.masked(torch.stack([through * f, f], dim=2)))
     transition = GatedTransition(weight, gates, None, carry)
     features = {"weight_hh": hidden, "weight_ih": drive.inputs, "bias_ih": None, "bias_hh": None}
     site = roles.site(features, gates, ("input", "forget", "cell", "output"))
@@ -221,7 +222,7 @@ def _lstm_step(gates: Tensor, cell: Tensor) -> Tensor:
 
 def _dense_transition(weight: Tensor, gates: Gates, carry: Tensor) -> DenseTransition:
     """A = Σ_g diag(slope_g) W_g + diag(carry), formed once: with G gates it is G times cheaper than W in a product."""
-    slope = gates.slope.squeeze(2)  # [T, B, G, H]
+    slope = gates.slope.squeeze(2)  # [B, T, G, H]
     jacobian = slope[:, :, 0, :, None] * weight[: slope.shape[-1]]
     for g, block in enumerate(weight.chunk(slope.shape[2])):
         if g:
@@ -231,7 +232,7 @@ def _dense_transition(weight: Tensor, gates: Gates, carry: Tensor) -> DenseTrans
 
 
 def _leak(drive: Drive, states: Tensor, alpha: float) -> Tensor | None:
-    return None if alpha == 1.0 else drive.masked(torch.full_like(states, 1 - alpha)).unsqueeze(2)
+    return None if alpha == 1.0 else _trial_first(drive.masked(torch.full_like(states, 1 - alpha))).unsqueeze(2)
 
 
 def _identity(value: Tensor) -> Tensor:
@@ -240,3 +241,8 @@ def _identity(value: Tensor) -> Tensor:
 
 def _ones(like: Tensor) -> Tensor:
     return torch.ones_like(like[..., :1])
+
+
+def _trial_first(value: Tensor) -> Tensor:
+    """`[T, B, ...]` to `[B, T, ...]`."""
+    return value.transpose(0, 1).contiguous()

@@ -4,7 +4,6 @@ import abc
 import dataclasses
 from typing import final
 
-import torch
 from jaxtyping import Float
 from torch import Tensor
 
@@ -17,12 +16,22 @@ class Transition(abc.ABC):
     """A_t for every step t and trial. `times` is one step, or a range of steps to do at once."""
 
     @abc.abstractmethod
-    def forward(self, times: Times, state: Tensor, added: Tensor) -> Tensor:
-        """added + A_t state, for blocks `[*T, B, S, n]`."""
+    def add_product(self, times: Times, state: Tensor, out: Tensor) -> None:
+        """Add A_t state to `out`, blocks `[S, B, *T, n]`."""
 
     @abc.abstractmethod
-    def backward(self, times: Times, state: Tensor, added: Tensor) -> Tensor:
-        """added + A_tᵀ state."""
+    def add_product_adjoint(self, times: Times, state: Tensor, out: Tensor) -> None:
+        """Add A_tᵀ state to `out`."""
+
+    def propagate(self, block: Tensor) -> None:
+        """y_t = q_t + A_t y_{t−1}, in the place of q `[S, B, T, n]`."""
+        for t in range(1, block.shape[2]):
+            self.add_product(t, block[:, :, t - 1], block[:, :, t])
+
+    def propagate_adjoint(self, block: Tensor) -> None:
+        """a_t = v_t + A_{t+1}ᵀ a_{t+1}, in the place of v."""
+        for t in reversed(range(block.shape[2] - 1)):
+            self.add_product_adjoint(t + 1, block[:, :, t + 1], block[:, :, t])
 
 
 @final
@@ -31,16 +40,16 @@ class DenseTransition(Transition):
     """The Jacobians as one tensor: best where forming them once saves work in every product.
 
     Args:
-        jacobian: A, shape `[T, B, n, n]`.
+        jacobian: A, shape `[B, T, n, n]`.
     """
 
-    jacobian: Float[Tensor, "T B n n"]
+    jacobian: Float[Tensor, "B T n n"]
 
-    def forward(self, times: Times, state: Tensor, added: Tensor) -> Tensor:
-        return _add_product(added, state, self.jacobian[times].mT)
+    def add_product(self, times: Times, state: Tensor, out: Tensor) -> None:
+        _add_batched(state, self.jacobian[:, times].mT, out)
 
-    def backward(self, times: Times, state: Tensor, added: Tensor) -> Tensor:
-        return _add_product(added, state, self.jacobian[times])
+    def add_product_adjoint(self, times: Times, state: Tensor, out: Tensor) -> None:
+        _add_batched(state, self.jacobian[:, times], out)
 
 
 @final
@@ -51,49 +60,43 @@ class GatedTransition(Transition):
     Args:
         weight: W, shape `[G·U, H]`, acting on the first H state entries.
         gates: D.
-        gain: E, shape `[T, B, H]`; None for the identity.
-        carry: What passes straight from the last block of H entries to each of the R blocks, shape `[T, B, R, H]`;
+        gain: E, shape `[B, T, H]`; None for the identity.
+        carry: What passes straight from the last block of H entries to each of the R blocks, shape `[B, T, R, H]`;
             None for nothing.
     """
 
     weight: Float[Tensor, "GU H"]
     gates: Gates
-    gain: Float[Tensor, "T B H"] | None = None
-    carry: Float[Tensor, "T B R H"] | None = None
+    gain: Float[Tensor, "B T H"] | None = None
+    carry: Float[Tensor, "B T R H"] | None = None
 
-    def forward(self, times: Times, state: Tensor, added: Tensor) -> Tensor:
+    def add_product(self, times: Times, state: Tensor, out: Tensor) -> None:
         size = self.weight.shape[1]
         seen = state[..., :size]
         if self.gain is not None:
-            seen = seen * self.gain[times].unsqueeze(-2)
-        result = self.gates.to_state(seen @ self.weight.mT, times).add_(added)
+            seen = seen * self.gain[:, times]
+        self.gates.add_to_state(seen @ self.weight.mT, times, out)
         if self.carry is not None:
-            rows = result.unflatten(-1, (-1, size))
-            rows.addcmul_(self.carry[times].unsqueeze(-3), state[..., -size:].unsqueeze(-2))
-        return result
+            rows = out.unflatten(-1, (-1, size))
+            rows.addcmul_(self.carry[:, times], state[..., -size:].unsqueeze(-2))
 
-    def backward(self, times: Times, state: Tensor, added: Tensor) -> Tensor:
+    def add_product_adjoint(self, times: Times, state: Tensor, out: Tensor) -> None:
         size = self.weight.shape[1]
         seen = self.gates.to_gates(state, times) @ self.weight
-        if self.gain is not None:
-            seen *= self.gain[times].unsqueeze(-2)
-        result = added.clone()
-        result[..., :size] += seen
+        if self.gain is None:
+            out[..., :size].add_(seen)
+        else:
+            out[..., :size].addcmul_(seen, self.gain[:, times])
         if self.carry is not None:
-            rows = state.unflatten(-1, (-1, size))
-            result[..., -size:] += (self.carry[times].unsqueeze(-3) * rows).sum(-2)
-        return result
-
-    def dense(self) -> DenseTransition:
-        """The same transition with its Jacobians formed."""
-        steps, trials, blocks, size = self.gates.slope.shape[0], *self.gates.slope.shape[1:3], self.weight.shape[1]
-        identity = torch.eye(blocks * size, dtype=self.weight.dtype, device=self.weight.device)
-        probes = identity.expand(steps, trials, -1, -1)
-        return DenseTransition(self.forward(slice(None), probes, torch.zeros_like(probes)).mT.contiguous())
+            carry, rows = self.carry[:, times], state.unflatten(-1, (-1, size))
+            for r in range(rows.shape[-2]):
+                out[..., -size:].addcmul_(carry[..., r, :], rows[..., r, :])
 
 
-def _add_product(added: Tensor, state: Tensor, matrices: Tensor) -> Tensor:
-    """added + state · matrices; one fused kernel for one step."""
-    if state.ndim == 3:
-        return torch.baddbmm(added, state, matrices)
-    return added + state @ matrices
+def _add_batched(state: Tensor, matrices: Tensor, out: Tensor) -> None:
+    """out += state · matrices for `[S, B, *T, n]` and `[B, *T, n, n]`; in the place of `out` for one step."""
+    rows, target = state.movedim(0, -2), out.movedim(0, -2)  # [B, *T, S, n]
+    if rows.ndim == 3:
+        target.baddbmm_(rows, matrices)
+    else:
+        target.add_(rows @ matrices)

@@ -31,11 +31,12 @@ def step_layer(step: Step, values: dict[str, Tensor], drive: Drive) -> Layer:
     _check_independent(step, flat_states, flat_inputs)
 
     def next_states(parameters: Mapping[str, Tensor]) -> Tensor:
-        return drive.masked(step(parameters, flat_states, flat_inputs).unflatten(0, states.shape[:2]))
+        return drive.masked(step(parameters, flat_states, flat_inputs).unflatten(0, states.shape[:2])).transpose(0, 1)
 
     jacobian = _jacobians(lambda z: step({}, z, flat_inputs), flat_states).unflatten(0, states.shape[:2])
     weights = AutodiffWeights(next_states, values)
-    return Layer(states, DenseTransition(drive.masked(jacobian)), weights, None, states.shape[-1])
+    transition = DenseTransition(drive.masked(jacobian).transpose(0, 1))
+    return Layer(states, transition, weights, None, states.shape[-1])
 
 
 def _jacobians(function: Callable[[Tensor], Tensor], states: Tensor) -> Tensor:

@@ -2,6 +2,7 @@
 
 import abc
 import dataclasses
+import functools
 import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import final
@@ -11,26 +12,47 @@ from jaxtyping import Float
 from torch import Tensor
 
 from .base import Site
+from .channels import Channel, core_channels, site_channels
 from .derivatives import pullback, pushforward
 from .gates import Gates
 
-__all__ = ["AutodiffWeights", "SiteWeights", "WeightSite", "Weights"]
+__all__ = ["AutodiffWeights", "SiteWeights", "WeightSite", "Weights", "flattened", "unflattened"]
 
 Named = Mapping[str, Tensor]
 Pairs = list[tuple[str, Tensor]]
-ALL = slice(None)
 
 
 class Weights(abc.ABC):
-    """J of one layer, on blocks of probes: parameters by name `[S, *shape]`, states `[T, B, S, n]`."""
+    """J of one layer, on blocks of probes: parameters by name `[S, *shape]`, states `[S, B, T, n]`.
+
+    Its core is a factor C with C Cᵀ = J Jᵀ, from a space that may be smaller than that of the parameters.
+    """
+
+    @property
+    @abc.abstractmethod
+    def names(self) -> tuple[str, ...]:
+        """Names of the trainable parameters; a tied one comes several times."""
 
     @abc.abstractmethod
-    def jvp(self, parameters: Named) -> Tensor | None:
-        """J v, or None where the layer has no trainable parameter."""
+    def add_jvp(self, parameters: Named, out: Tensor) -> None:
+        """Add J v to `out`."""
 
     @abc.abstractmethod
     def vjp(self, state: Tensor) -> Pairs:
         """Jᵀ q, for the trainable parameters of the layer; a tied one comes several times, to be added."""
+
+    @property
+    @abc.abstractmethod
+    def core_size(self) -> int:
+        """Entries of what C takes."""
+
+    @abc.abstractmethod
+    def add_core_jvp(self, core: Tensor, out: Tensor) -> None:
+        """Add C c to `out`, for c `[S, core_size]`."""
+
+    @abc.abstractmethod
+    def core_vjp(self, state: Tensor) -> Tensor:
+        """Cᵀ q."""
 
     @abc.abstractmethod
     def sites(self, offset: int) -> dict[str, Site]:
@@ -43,39 +65,43 @@ class WeightSite:
     """Weights that act on the same features m through the same gates: a = [W₁ W₂ … b] m, columns side by side.
 
     Args:
-        features: M, shape `[T, B, F]`, a column of ones for each bias.
+        features: M, shape `[B, T, F]`, a column of ones for each bias.
         gates: D.
         columns: Name and shape of each parameter, a matrix `(G·U, width)` or a bias `(G·U,)`, in the features' order.
         gate_names: One name a gate.
     """
 
-    features: Float[Tensor, "T B F"]
+    features: Float[Tensor, "B T F"]
     gates: Gates
     columns: tuple[tuple[str, tuple[int, ...]], ...]
     gate_names: tuple[str, ...]
 
-    def jvp(self, parameters: Named) -> Tensor:
-        """D (M dΘᵀ): one matrix product for all probes."""
+    @functools.cached_property
+    def channels(self) -> list[Channel]:
+        """One channel a gate."""
+        return site_channels(self.features, self.gates)
+
+    def add_jvp(self, parameters: Named, out: Tensor) -> None:
+        """D (M dΘᵀ)."""
         blocks = [parameters[name] for name, _ in self.columns]
         matrix = torch.cat([b.unsqueeze(-1) if b.ndim == 2 else b for b in blocks], dim=-1)  # [S, G·U, F]
-        gates = self.features @ matrix.flatten(0, 1).mT  # [T, B, S·G·U]
-        return self.gates.to_state(gates.unflatten(-1, matrix.shape[:2]), ALL)
+        for channel, part in zip(self.channels, matrix.chunk(len(self.channels), dim=1), strict=True):
+            channel.push(part.mT, out)
 
     def vjp(self, state: Tensor) -> Pairs:
-        """Mᵀ (Dᵀ q): one matrix product for all probes."""
-        gates = self.gates.to_gates(state, ALL)  # [T, B, S, G·U]
-        gradient = gates.flatten(2).flatten(0, 1).mT @ self.features.flatten(0, 1)  # [S·G·U, F]
+        """Mᵀ (Dᵀ q)."""
+        gradient = torch.cat([channel.pull(state) for channel in self.channels], dim=2)  # [S, F, G·U]
         widths = [math.prod(shape[1:]) for _, shape in self.columns]
-        pieces = gradient.unflatten(0, gates.shape[2:]).split(widths, dim=-1)
+        pieces = gradient.mT.split(widths, dim=-1)
         return [
             (name, piece.reshape(len(piece), *shape)) for (name, shape), piece in zip(self.columns, pieces, strict=True)
         ]
 
     def public(self, offset: int) -> Site:
-        """The same site with the trial first."""
+        """The same site for the user."""
         return Site(
-            features=self.features.transpose(0, 1),
-            slope=self.gates.slope.transpose(0, 1),
+            features=self.features,
+            slope=self.gates.slope,
             offset=offset,
             parameters=tuple(name for name, _ in self.columns),
             gates=self.gate_names,
@@ -86,19 +112,33 @@ class WeightSite:
 @final
 @dataclasses.dataclass(frozen=True, eq=False)
 class SiteWeights(Weights):
-    """J as the sum over weight sites: analytic, two matrix products a site."""
+    """J as the sum over weight sites: analytic, one matrix product a gate and direction."""
 
     members: Sequence[WeightSite]
 
-    def jvp(self, parameters: Named) -> Tensor | None:
-        result = None
+    @property
+    def names(self) -> tuple[str, ...]:
+        return tuple(name for site in self.members for name, _ in site.columns)
+
+    def add_jvp(self, parameters: Named, out: Tensor) -> None:
         for site in self.members:
-            part = site.jvp(parameters)
-            result = part if result is None else result.add_(part)
-        return result
+            site.add_jvp(parameters, out)
 
     def vjp(self, state: Tensor) -> Pairs:
         return [pair for site in self.members for pair in site.vjp(state)]
+
+    @property
+    def core_size(self) -> int:
+        return sum(channel.size for channel in self._core)
+
+    def add_core_jvp(self, core: Tensor, out: Tensor) -> None:
+        parts = core.split([channel.size for channel in self._core], dim=1)
+        for channel, part in zip(self._core, parts, strict=True):
+            channel.push(part.unflatten(1, channel.shape), out)
+
+    def core_vjp(self, state: Tensor) -> Tensor:
+        pulled = [channel.pull(state).flatten(1) for channel in self._core]  # [S, F·U]
+        return torch.cat([state.new_zeros(len(state), 0), *pulled], dim=1)
 
     def sites(self, offset: int) -> dict[str, Site]:
         named: dict[str, Site] = {}
@@ -107,6 +147,10 @@ class SiteWeights(Weights):
             named[f"{name}@{len(named)}" if name in named else name] = site.public(offset)  # tied weights share a name
         return named
 
+    @functools.cached_property
+    def _core(self) -> list[Channel]:
+        return core_channels([channel for site in self.members for channel in site.channels])
+
 
 @final
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -114,21 +158,45 @@ class AutodiffWeights(Weights):
     """J of an unknown step, by reverse-mode differentiation of all recorded steps at once.
 
     Args:
-        function: From parameters by name to the next states `[T, B, n]`, at the recorded previous states.
+        function: From parameters by name to the next states `[B, T, n]`, at the recorded previous states.
         parameters: The trainable parameters at which it is differentiated.
     """
 
     function: Callable[[dict[str, Tensor]], Tensor]
     parameters: dict[str, Tensor]
 
-    def jvp(self, parameters: Named) -> Tensor | None:
-        if not self.parameters:
-            return None
-        block = {name: parameters[name] for name in self.parameters}
-        return pushforward(self.function, self.parameters)(block).movedim(0, 2)
+    @property
+    def names(self) -> tuple[str, ...]:
+        return tuple(self.parameters)
+
+    def add_jvp(self, parameters: Named, out: Tensor) -> None:
+        if self.parameters:
+            block = {name: parameters[name] for name in self.parameters}
+            out.add_(pushforward(self.function, self.parameters)(block))
 
     def vjp(self, state: Tensor) -> Pairs:
-        return list(pullback(self.function, self.parameters)(state.movedim(2, 0)).items()) if self.parameters else []
+        return list(pullback(self.function, self.parameters)(state).items()) if self.parameters else []
+
+    @property
+    def core_size(self) -> int:
+        return sum(value.numel() for value in self.parameters.values())
+
+    def add_core_jvp(self, core: Tensor, out: Tensor) -> None:
+        self.add_jvp(unflattened(core, self.parameters), out)
+
+    def core_vjp(self, state: Tensor) -> Tensor:
+        return flattened(self.vjp(state), state)
 
     def sites(self, offset: int) -> dict[str, Site]:  # noqa: ARG002 - what acts where is not known
         return {}
+
+
+def flattened(pairs: Pairs, like: Tensor) -> Tensor:
+    """`[S, *shape]` by name as one `[S, P]`; `like` has as many probes."""
+    return torch.cat([like.new_zeros(len(like), 0), *(value.flatten(1) for _, value in pairs)], dim=1)
+
+
+def unflattened(block: Tensor, like: Named) -> dict[str, Tensor]:
+    """The inverse: `[S, P]` by name, with the shapes of `like`."""
+    pieces = block.split([value.numel() for value in like.values()], dim=1)
+    return {name: piece.unflatten(1, value.shape) for (name, value), piece in zip(like.items(), pieces, strict=True)}
