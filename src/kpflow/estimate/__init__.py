@@ -2,19 +2,27 @@
 
 from .alignments import alignment
 from .base import Estimate, Status
+from .densities import Density, density
 from .norms import frobenius_norm, operator_norm
 from .ranks import effective_rank
 from .spectra import Modes, modes
+from .spectral_sums import count_above, entropy_rank, log_determinant, spectral_sum
 from .traces import trace
 
 __all__ = [
+    "Density",
     "Estimate",
     "Modes",
     "Status",
     "alignment",
+    "count_above",
+    "density",
     "effective_rank",
+    "entropy_rank",
     "frobenius_norm",
+    "log_determinant",
     "modes",
     "operator_norm",
+    "spectral_sum",
     "trace",
 ]
