@@ -15,19 +15,16 @@ from kpflow.operators.blocks import ranges
 from kpflow.spaces import Space
 from kpflow.states import Linearisation, Site
 
+from .equal_times import OneStep, equal_time_blocks, groups_of, trial_entries, trial_work
 from .narrow import gram_spectrum, gram_square, narrowed
-from .sensitivity import OneStep, columns_of, groups_of, parts_of, sensitivities
 
 __all__ = ["MEMORY", "KernelStructure", "NtkStructure", "chosen_sites"]
 
 MEMORY = 2**30
 """Bytes that an exact quantity may take at once; what needs more is not offered."""
 
-CHUNK_BYTES = 2**23
-"""Bytes of the sensitivities of the trials that are done at once: larger ones leave the cache; measured."""
-
-BATCHING = 4.0
-"""How much more arithmetic a second a pass over large matrices does than a product with a block of probes; measured."""
+CHUNK_BYTES = 2**24
+"""Bytes of the trials that are done at once: fewer waste calls, more leave the cache; measured."""
 
 Value = TypeVar("Value")
 
@@ -35,12 +32,12 @@ Value = TypeVar("Value")
 @final
 @dataclasses.dataclass(frozen=True, eq=False)
 class NtkStructure(Structure):
-    """Of NTK = P K Pᵀ on the states of a recurrent network, by forward sensitivities of some trials after others.
+    """Of NTK = P K Pᵀ on the states of a recurrent network.
 
-    Trace, diagonal and the partial traces that keep units or times need the part inside every trial only: about
-    B T² n³/2 multiplications for n units (fewer if trials are long), where B T n products take B² T² n (n² + p). The
-    norm and the spectrum need products with the smallest of state space, parameter space and core space (the rank of
-    what each weight sees, times its rows).
+    Trace, diagonal and the partial trace that keeps units need the blocks at equal times only: about B T log T n³
+    multiplications for n units, where B T n products take B² T² n (n² + p). The norm and the spectrum need products
+    with the smallest of state space, parameter space and core space (the rank of what each weight sees, times its
+    rows).
 
     Args:
         linearisation: The linearised state equation.
@@ -59,9 +56,7 @@ class NtkStructure(Structure):
         return self._exact(self._diagonal)
 
     def partial_trace(self, axes: tuple[str, ...]) -> Exact[Tensor] | None:
-        if axes == ("unit",):
-            return self._exact(self._over_units)
-        return self._exact(self._over_times, kept=self._steps) if axes == ("time",) else None
+        return self._exact(self._over_units) if axes == ("unit",) else None
 
     def squared_norm(self) -> Exact[float] | None:
         return _by_products(self.jacobian, self.sites, gram_square)
@@ -69,60 +64,41 @@ class NtkStructure(Structure):
     def spectrum(self) -> Exact[Tensor] | None:
         return _by_products(self.jacobian, self.sites, gram_spectrum)
 
-    @property
-    def _steps(self) -> int:
-        return self.linearisation.space.shape[1]
-
-    def _exact(self, compute: Callable[[], Value], kept: int = 2) -> Exact[Value] | None:
-        """The quantity, unless the Jacobians and the sensitivities of `kept` steps of one trial are too large."""
+    def _exact(self, compute: Callable[[], Value]) -> Exact[Value] | None:
+        """The quantity, unless the Jacobians and what one trial takes are too large; a product has B T (n² + p)."""
         B, T, n = self.linearisation.space.shape
-        if B * T * n * n * self.linearisation.states.element_size() + self._trial_bytes(kept) > MEMORY:
+        if 2 * B * T * n * n * self.linearisation.states.element_size() + self._trial_bytes > MEMORY:
             return None
         product = T * (n * n + sum(site.slope[0, 0, 0].numel() * site.features.shape[2] for site in self.sites))
-        return Exact(n + columns_of(self.sites) * n * n / product / BATCHING, compute)
+        return Exact(n + trial_work(self.sites, n) / product, compute)
 
-    def _trial_bytes(self, kept: int) -> int:
-        """Of the sensitivities of one trial, at `kept` steps, all of them as wide as the last."""
-        widest = 2 * columns_of(self.sites) // self._steps
-        return kept * widest * self.linearisation.space.shape[2] * self.linearisation.states.element_size()
+    @property
+    def _trial_bytes(self) -> int:
+        entries = trial_entries(self.sites, self.linearisation.space.shape[2])
+        return entries * self.linearisation.states.element_size()
 
-    def _passes(self, kept: int = 2) -> Iterator[tuple[slice, Iterator[Tensor]]]:
-        """Some trials, and S_tᵀ of a part of K for every t."""
+    def _blocks(self) -> Iterator[tuple[slice, int, Tensor]]:
+        """Some trials, t, and the blocks `[B, n, n]` of the NTK there."""
         step = OneStep.of(self.linearisation)
-        for trials in ranges(len(self.linearisation.states), max(1, CHUNK_BYTES // self._trial_bytes(kept))):
-            for part in parts_of(self.sites, trials):
-                yield trials, sensitivities(step, part, trials)
+        for trials in ranges(len(self.linearisation.states), max(1, CHUNK_BYTES // self._trial_bytes)):
+            for t, block in enumerate(equal_time_blocks(step, self.sites, trials)):
+                yield trials, t, block
 
     def _trace(self) -> float:
-        total = torch.zeros((), dtype=torch.float64, device=self.linearisation.states.device)
-        for _, states in self._passes():
-            for state in states:
-                total += state.square().sum(-1).sum(dtype=torch.float64)
-        return float(total)
+        return float(self._diagonal().sum())
 
     def _diagonal(self) -> Float[Tensor, "B T n"]:
-        result = torch.zeros_like(self.linearisation.states, dtype=torch.float64)
-        for trials, states in self._passes():
-            for t, state in enumerate(states):
-                result[trials, t] += state.square().sum(1, dtype=torch.float64)
+        result = torch.empty_like(self.linearisation.states, dtype=torch.float64)
+        for trials, t, block in self._blocks():
+            result[trials, t] = block.diagonal(dim1=1, dim2=2).double()
         return result
 
     def _over_units(self) -> Float[Tensor, "n n"]:
         n = self.linearisation.space.shape[2]
         result = self.linearisation.states.new_zeros(n, n, dtype=torch.float64)
-        for _, states in self._passes():
-            for state in states:
-                result += (state.mT @ state).sum(0, dtype=torch.float64)
+        for _, _, block in self._blocks():
+            result += block.sum(0, dtype=torch.float64)
         return result
-
-    def _over_times(self) -> Float[Tensor, "T T"]:
-        result = self.linearisation.states.new_zeros(self._steps, self._steps, dtype=torch.float64)
-        for _, states in self._passes(self._steps):
-            rows = [state.flatten(1).clone() for state in states]  # T of [B, C·n], ever more columns
-            for t, row in enumerate(rows):
-                for s, other in enumerate(rows[: t + 1]):
-                    result[t, s] += (row[:, : other.shape[1]] * other).sum(dtype=torch.float64)
-        return result.tril() + result.tril(-1).mT
 
 
 @final
@@ -175,7 +151,7 @@ class KernelStructure(Structure):
         product = sum(site.features.numel() * site.slope[0, 0, 0].numel() for site in self.sites)
         work = sum(site.slope.shape[4] for site in self.sites) * side * side * (longest + side)
         grams = (gram for group in groups_of(self.sites) for gram in _unit_grams(group))
-        return Exact(work / product / BATCHING, lambda: together([each(gram) for gram in grams]))
+        return Exact(work / product, lambda: together([each(gram) for gram in grams]))
 
     def _diagonal(self) -> Float[Tensor, "B T n"]:
         result = self.space.zeros().double()
