@@ -59,6 +59,14 @@ ESTIMATORS = {
         _trace,
     ),
     "trace, forward": (lambda a: (factorised(a), trace, {"method": "one-sided-forward"}), _trace),
+    "trace, xtrace": (lambda a: (_dense(a), trace, {"method": "xtrace"}), _trace),
+    "trace, xnystrace": (lambda a: (_dense(a), trace, {"method": "xnystrace"}), _trace),
+    "trace, sphere": (lambda a: (_dense(a), trace, {"method": "hutchinson", "probes": "sphere"}), _trace),
+    "trace, orthogonal": (lambda a: (_dense(a), trace, {"method": "hutchinson", "probes": "orthogonal"}), _trace),
+    "trace, reverse orthogonal": (
+        lambda a: (factorised(a), trace, {"method": "one-sided-reverse", "probes": "orthogonal"}),
+        _trace,
+    ),
     "norm, deflated": (lambda a: (_dense(a), frobenius_norm, {"method": "deflated"}), _norm),
     "norm, left-sided": (lambda a: (_dense(a.roll(1, 0)), frobenius_norm, {"method": "deflated"}), _norm),
     "norm, hutchinson": (lambda a: (_dense(a), frobenius_norm, {"method": "hutchinson"}), _norm),
@@ -81,7 +89,14 @@ def _with_other(other, operator, **arguments):
 
 
 HONEST = ["bulk", "step", "exponential", "power law", "slow power law"]
-INDEFINITE = ["trace, hutchinson", "trace, hutch++ 1/3", "norm, deflated", "norm, left-sided", "alignment"]
+INDEFINITE = [
+    "trace, hutchinson",
+    "trace, hutch++ 1/3",
+    "trace, xtrace",
+    "norm, deflated",
+    "norm, left-sided",
+    "alignment",
+]
 CASES = [(e, s) for e in ESTIMATORS for s in HONEST] + [(e, "indefinite") for e in INDEFINITE]
 
 

@@ -1,5 +1,6 @@
 """Products with operators, in blocks that fit, counted and checked; probes; sums in float64."""
 
+import math
 from collections.abc import Callable, Iterator
 from typing import final
 
@@ -12,7 +13,9 @@ from kpflow.spaces import Space
 
 __all__ = [
     "BLOCK_ENTRIES",
+    "PROBES",
     "NotFiniteError",
+    "Probes",
     "Products",
     "Samples",
     "basis_blocks",
@@ -20,7 +23,12 @@ __all__ = [
     "gram_operator",
     "inner",
     "signs",
+    "sphere",
+    "triangle",
 ]
+
+PROBES = ("signs", "sphere", "orthogonal")
+"""Kinds of random vectors g, all with E g gᵀ = I."""
 
 BLOCK_ENTRIES = 2**22
 """Entries of one block of probes, on the larger side of the operator: 32 MB in float64. Chosen by experience."""
@@ -71,14 +79,54 @@ class Products:
 
 
 @final
+class Probes:
+    """Random flat vectors g with E g gᵀ = I, drawn block by block.
+
+    "signs" and "sphere" are independent: see the functions. "orthogonal" probes are all orthogonal to each other, of
+    length √n: a sample without replacement, and the mean of ⟨g, A g⟩ over all n is the trace. They are kept.
+
+    Args:
+        kind: One of `PROBES`.
+        space: What they are vectors of.
+        generator: Draws them.
+    """
+
+    def __init__(self, kind: str, space: Space, generator: torch.Generator) -> None:
+        self.kind = kind
+        self.space = space
+        self.generator = generator
+        self._basis = torch.zeros(0, space.size, dtype=space.dtype, device=space.device)
+
+    def draw(self, count: int) -> Float[Tensor, "S N"]:
+        """`count` more probes; fewer if there are no more."""
+        if self.kind == "signs":
+            return signs(self.space, count, self.generator)
+        if self.kind == "sphere":
+            return sphere(self.space, count, self.generator)
+        count = min(count, self.space.size - len(self._basis))
+        fresh = _orthonormal(_normal(self.space, count, self.generator), self._basis)
+        self._basis = torch.cat([self._basis, fresh])
+        return math.sqrt(self.space.size) * fresh
+
+    def shrink(self, count: int) -> float:
+        """Standard error of a mean over `count` probes, in units of that of independent samples of the same spread.
+
+        √(1 − s/n) for s orthogonal ones: n exchangeable samples with a fixed sum have covariance −V/(n−1), so that
+        E s² = V n/(n−1) and the mean of s has variance V/s · (n−s)/(n−1) (sampling without replacement).
+        """
+        return math.sqrt(1 - count / self.space.size) if self.kind == "orthogonal" else 1.0
+
+
+@final
 class Samples:
-    """One float64 sample per probe, of which more can be drawn: measure(g, A g), with random signs g.
+    """One float64 sample per probe, of which more can be drawn: measure(g, A g).
 
     Args:
         products: With A.
-        generator: Draws the signs.
+        generator: Draws the probes.
         measure: Takes blocks of probes and of their images.
         prepare: Changes the probes before the product.
+        kind: Kind of the probes.
     """
 
     def __init__(
@@ -87,9 +135,10 @@ class Samples:
         generator: torch.Generator,
         measure: Callable[[Tensor, Tensor], Tensor],
         prepare: Callable[[Tensor], Tensor] | None = None,
+        kind: str = "signs",
     ) -> None:
         self.products = products
-        self.generator = generator
+        self.probes = Probes(kind, products.in_space, generator)
         self.measure = measure
         self.prepare = prepare
         self.space = products.in_space
@@ -101,9 +150,11 @@ class Samples:
         return torch.finfo(self.space.dtype).eps
 
     def draw(self, total: int) -> None:
-        """Draw until `total` products are spent."""
+        """Draw until `total` products are spent, or there are no more probes."""
         while (room := total - self.products.count) > 0:
-            probes = signs(self.space, min(room, self.products.block), self.generator)
+            probes = self.probes.draw(min(room, self.products.block))
+            if not len(probes):
+                return
             probes = probes if self.prepare is None else self.prepare(probes)
             self.values = torch.cat([self.values, self.measure(probes, self.products(probes))])
 
@@ -118,6 +169,26 @@ def signs(space: Space, count: int, generator: torch.Generator) -> Float[Tensor,
     """`count` flat vectors of independent random signs: E g gᵀ = I, and gᵢ² = 1."""
     block = torch.empty(count, space.size, dtype=space.dtype, device=space.device)
     return block.bernoulli_(0.5, generator=generator).mul_(2).sub_(1)
+
+
+def sphere(space: Space, count: int, generator: torch.Generator) -> Float[Tensor, "S N"]:
+    """`count` flat vectors of independent uniform directions, of length √n."""
+    block = _normal(space, count, generator)
+    length = inner(block, block).sqrt()[:, None].to(block.dtype)
+    return block.mul_(math.sqrt(space.size) / length)
+
+
+def _normal(space: Space, count: int, generator: torch.Generator) -> Float[Tensor, "S N"]:
+    block = torch.empty(count, space.size, dtype=space.dtype, device=space.device)
+    return block.normal_(generator=generator)
+
+
+def _orthonormal(rows: Float[Tensor, "S N"], basis: Float[Tensor, "Q N"]) -> Float[Tensor, "S N"]:
+    """Uniformly random orthonormal rows out of normal ones, orthogonal to the basis; twice, for rounding."""
+    for _ in range(2):
+        rows = rows - gram(rows, basis).to(rows.dtype) @ basis
+        rows = torch.linalg.qr(rows.mT)[0].mT.contiguous()
+    return rows
 
 
 def basis_blocks(space: Space, block: int) -> Iterator[Float[Tensor, "S N"]]:
@@ -140,3 +211,14 @@ def gram(left: Float[Tensor, "S N"], right: Float[Tensor, "K N"]) -> Float[Tenso
     for piece, other in zip(left.split(SUM_ENTRIES, dim=1), right.split(SUM_ENTRIES, dim=1), strict=True):
         total += piece.double() @ other.double().mT
     return total
+
+
+def triangle(rows: Float[Tensor, "S N"]) -> Float[Tensor, "R S"]:
+    """R, upper triangular in float64, with Rᵀ R = rows rowsᵀ, from QR over pieces of the long axis.
+
+    The Gram matrix itself would lose half the digits of what is small in it.
+    """
+    result = torch.zeros(0, len(rows), dtype=torch.float64, device=rows.device)
+    for piece in rows.split(SUM_ENTRIES, dim=1):
+        result = torch.linalg.qr(torch.cat([result, piece.double().mT]), mode="r")[1]
+    return result

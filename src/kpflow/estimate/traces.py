@@ -1,4 +1,4 @@
-"""The trace: Hutchinson, Hutch++, one-sided and exact. A new method is a function and a line in `_METHODS`."""
+"""The trace, by several methods. A new method is a function and a line in `_METHODS`."""
 
 import dataclasses
 import functools
@@ -20,12 +20,14 @@ from .base import (
     Status,
     at_the_door,
     check_exact_budget,
+    check_least_budget,
     check_operator,
     exact_pays,
     jackknife,
     settle,
 )
-from .products import Products, Samples, basis_blocks, inner, signs
+from .leave_one_out import NystromSketch, RangeSketch, reading, xnystrace, xtrace
+from .products import PROBES, Products, Samples, basis_blocks, inner, signs
 from .sketch import Sketch, orthonormal_rows, project_out
 
 __all__ = ["trace"]
@@ -41,16 +43,21 @@ def trace(
     rtol: float | None = None,
     budget: int | None = None,
     sketch_fraction: float | None = None,
+    probes: str | None = None,
     generator: torch.Generator | None = None,
     raise_on_failure: bool = True,
 ) -> Estimate:
     """tr A = Σᵢ Aᵢᵢ, from products with A.
 
-    Methods, with g random signs (E g gᵀ = I), m products, and Q orthonormal:
+    Methods, with g random signs (E g gᵀ = I) unless `probes` says otherwise, m products, and Q orthonormal:
 
     - "hutchinson": mean of ⟨g, A g⟩; variance 2 (‖A‖²_F − Σ Aᵢᵢ²)/m for symmetric A.
     - "hutch++": tr(Qᵀ A Q) + mean ⟨g, (I−QQᵀ) A (I−QQᵀ) g⟩ with Q a basis of A S for q = f m columns of signs S
       (Meyer, Musco, Musco, Woodruff 2021). Exact to rounding if rank A ≤ q. It keeps 2 (q + s) vectors.
+    - "xtrace": as hutch++, but each of m/2 test vectors is both in the sketch (for all others) and a probe (of what the
+      others leave): XTrace (Epperly, Tropp, Webber 2024). It keeps 1.5 m vectors.
+    - "xnystrace": the same with the Nyström approximation A S (Sᵀ A S)⁻¹ (A S)ᵀ from m test vectors S, for positive
+      semi-definite A. It keeps 2 m vectors.
     - "one-sided-reverse": A = F Fᵀ: mean of ‖Fᵀ g‖², products with Fᵀ only (of F M Fᵀ: ⟨Fᵀ g, M Fᵀ g⟩).
     - "one-sided-forward": A = F Fᵀ: mean of ‖F g‖² with g in the space F takes, products with F only.
     - "exact": Σᵢ ⟨eᵢ, A eᵢ⟩, as many products as A has rows (F has columns, if fewer); error 0.
@@ -69,11 +76,16 @@ def trace(
             split of the trace-estimation paper. For the one-sided methods between 0 (default) and 1: the part of the
             first probes that are made orthonormal and summed exactly, tr = ‖Fᵀ Q‖² + mean ‖Fᵀ (I−QQᵀ) g‖²; the paper
             has 1/6. That Q is random, so it is no sketch of the range.
+        probes: "signs": the default, but for xtrace and xnystrace. "sphere": uniform directions of length √n, their
+            default; variance 2n/(n+2) (‖A‖²_F − (tr A)²/n)/m for hutchinson. "orthogonal" (hutchinson, one-sided):
+            uniform directions orthogonal to each other; variance that of "sphere" times (n−m)/(n−1), so exact for
+            m = n, and no gain for m ≪ n; they are kept. Here n is the size of the space that g is in.
         generator: Draws the probes; a fresh one with seed 0 if None.
         raise_on_failure: Raise if a product is not finite; otherwise the result's status says so.
 
     Returns:
-        The estimate; its standard error is that of the mean over probes (of the residual part, for hutch++).
+        The estimate; its standard error is that of the mean over probes (of the residual part, for hutch++). For
+        xtrace and xnystrace it counts the covariance of the leave-one-out values, which their spread does not show.
 
     Raises:
         TypeError: `operator` is no operator, or `generator` no generator.
@@ -82,7 +94,8 @@ def trace(
         FloatingPointError: A product holds NaN or inf.
 
     References:
-        Theory §5.2 and §13.1; "Fast NTK Alignment, Norm and Effective Rank via Trace Estimation", arXiv 2511.10796.
+        Theory §5.2 and §13.1; "Fast NTK Alignment, Norm and Effective Rank via Trace Estimation", arXiv 2511.10796;
+        Epperly, Tropp and Webber, "XTrace: Making the Most of Every Sample in Stochastic Trace Estimation", 2024.
 
     Example:
         >>> from kpflow.operators import Dense
@@ -96,21 +109,28 @@ def trace(
     check_operator("operator", operator, square=True, why="The trace of A Aᵀ is frobenius_norm(A) squared.")
     check_one_of("method", method, ("auto", *_METHODS))
     _check_fits(operator, method)
-    job = _Job(operator, Effort.of(rtol, budget), _check_fraction(method, sketch_fraction), generator)
+    fraction, kind = _check_fraction(method, sketch_fraction), _check_probes(method, probes, sketch_fraction)
+    job = _Job(operator, Effort.of(rtol, budget), fraction, kind, generator)
     run = _auto if method == "auto" else _METHODS[method]
     return at_the_door("trace", operator, method, raise_on_failure, lambda: run(job))
 
 
 @final
 class _Job:
-    """A checked task: the operator, the effort, the split, and the generator on the operator's device."""
+    """A checked task: the operator, the effort, the split, the probes, and the generator on the operator's device."""
 
     def __init__(
-        self, operator: Operator, effort: Effort, fraction: float | None, generator: torch.Generator | None
+        self,
+        operator: Operator,
+        effort: Effort,
+        fraction: float | None,
+        kind: str,
+        generator: torch.Generator | None,
     ) -> None:
         self.operator = operator
         self.effort = effort
         self.fraction = fraction
+        self.kind = kind
         self.generator = check_generator("generator", generator, operator.in_space.device)
         self.eps = torch.finfo(operator.in_space.dtype).eps
 
@@ -131,7 +151,8 @@ class _Sampler:
         self.samples.draw(total)
         values = self.samples.values
         value, error = jackknife(_first, values[:, None])
-        return Reading(self.held + value, error, len(values), self.samples.products.count)
+        shrink = self.samples.probes.shrink(len(values))
+        return Reading(self.held + value, shrink * error if shrink else 0.0, len(values), self.samples.products.count)
 
 
 def _first(mean: Tensor) -> Tensor:
@@ -139,7 +160,8 @@ def _first(mean: Tensor) -> Tensor:
 
 
 def _hutchinson(job: _Job) -> Estimate:
-    return job.settle("hutchinson", _Sampler(Samples(Products(job.operator), job.generator, inner)).read)
+    samples = Samples(Products(job.operator), job.generator, inner, kind=job.kind)
+    return job.settle("hutchinson", _Sampler(samples).read)
 
 
 def _hutchpp(job: _Job) -> Estimate:
@@ -154,6 +176,25 @@ def _read_sketch(sketch: Sketch, total: int) -> Reading:
     return Reading(held + value, error, len(samples), sketch.spent)
 
 
+def _xtrace(job: _Job) -> Estimate:
+    check_least_budget(2, job.effort)
+    sketch = RangeSketch(job.operator, job.kind, job.generator)
+    return job.settle("xtrace", functools.partial(_read_left_out, sketch, lambda: xtrace(sketch)))
+
+
+def _xnystrace(job: _Job) -> Estimate:
+    sketch = NystromSketch(job.operator, job.kind, job.generator)
+    return job.settle("xnystrace", functools.partial(_read_left_out, sketch, lambda: xnystrace(sketch)))
+
+
+def _read_left_out(sketch: RangeSketch | NystromSketch, pairs: Callable[[], Tensor], total: int) -> Reading:
+    """What the leave-one-out values say; on a basis of the whole space, the exact trace."""
+    sketch.grow(total)
+    if sketch.complete:
+        return Reading(float(inner(sketch.basis, sketch.images).sum()), 0.0, len(sketch.basis), sketch.spent)
+    return reading(pairs(), sketch.spent)
+
+
 def _one_sided(job: _Job, side: Operator, metric: Operator | None) -> _Sampler:
     """Samples of ⟨B g, M B g⟩ for B = Fᵀ or F, with g made orthogonal to what is summed exactly."""
     products = Products(side)
@@ -163,7 +204,8 @@ def _one_sided(job: _Job, side: Operator, metric: Operator | None) -> _Sampler:
     basis = orthonormal_rows(probes, probes[:0])
     measure = functools.partial(_energy, None if metric is None else Products(metric))
     held = float(measure(basis, products(basis)).sum())
-    return _Sampler(Samples(products, job.generator, measure, functools.partial(project_out, basis=basis)), held)
+    deflate = functools.partial(project_out, basis=basis) if len(basis) else None
+    return _Sampler(Samples(products, job.generator, measure, deflate, kind=job.kind), held)
 
 
 def _energy(metric: Products | None, _probes: Tensor, image: Tensor) -> Tensor:
@@ -225,6 +267,8 @@ def _one_sided_or_hutchpp(job: _Job) -> Estimate:
 _METHODS: dict[str, Callable[[_Job], Estimate]] = {
     "hutchinson": _hutchinson,
     "hutch++": _hutchpp,
+    "xtrace": _xtrace,
+    "xnystrace": _xnystrace,
     "one-sided-reverse": _one_sided_reverse,
     "one-sided-forward": _one_sided_forward,
     "exact": _exact,
@@ -245,7 +289,12 @@ def _gramian(operator: Operator) -> Gramian:
 
 
 def _check_fits(operator: Operator, method: str) -> None:
-    """Raise if a one-sided method is asked for where F is not known, or is not enough."""
+    """Raise if a one-sided method is asked for where F is not known, or is not enough, or A not symmetric."""
+    if method == "xnystrace" and not operator.symmetric:
+        raise ValueError(
+            f"`method` 'xnystrace' needs a symmetric, positive semi-definite operator; got {operator!r}, which is not "
+            f"known to be symmetric. Use 'xtrace', which takes any."
+        )
     if not method.startswith("one-sided"):
         return
     if not isinstance(operator, Gramian):
@@ -272,3 +321,20 @@ def _check_fraction(method: str, fraction: float | None) -> float | None:
     if not 0 < fraction < high:
         raise ValueError(f"`sketch_fraction` must be between 0 and {high:g} for method {method!r}; got {fraction!r}.")
     return fraction
+
+
+def _check_probes(method: str, probes: str | None, fraction: float | None) -> str:
+    """Return the kind of probes, the method's own if None; raise unless it suits the method."""
+    left_out = method in ("xtrace", "xnystrace")
+    if probes is None:
+        return "sphere" if left_out else "signs"
+    check_one_of("probes", probes, PROBES)
+    if not left_out and method != "hutchinson" and not method.startswith("one-sided"):
+        raise ValueError(
+            f"`probes` is for 'hutchinson', 'xtrace', 'xnystrace' and the one-sided methods; got it with {method!r}. "
+            f"Leave it out."
+        )
+    if probes == "orthogonal" and (left_out or fraction is not None):
+        other = f"method {method!r}" if left_out else "`sketch_fraction`"
+        raise ValueError(f"`probes` 'orthogonal' cannot go with {other}, which makes its own; use 'signs' or 'sphere'.")
+    return probes
