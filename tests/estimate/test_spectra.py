@@ -140,3 +140,79 @@ def test_not_finite(n):
 def test_refusals(arguments, match):
     with pytest.raises(ValueError, match=match):
         modes(Dense(randn(20, 30)), **arguments)
+
+
+@pytest.mark.parametrize("name", SPECTRA)
+def test_lanczos_agrees(name):
+    a = matrix(name, 250)
+    result = modes(Dense(a), k=6, method="lanczos")
+    assert (result.method, result.status) == ("lanczos", Status.CONVERGED)
+    torch.testing.assert_close(result.values, by_magnitude(SPECTRA[name](250))[:6], rtol=0, atol=1e-7)
+    naive = (result.vectors @ a - result.values[:, None] * result.vectors).norm(dim=1)
+    torch.testing.assert_close(result.residuals, naive, rtol=1e-6, atol=1e-12)
+    assert (result.residuals <= 1e-5 * result.values[0].abs()).all()
+
+
+@pytest.mark.parametrize("method", ["krylov", "lanczos"])
+@pytest.mark.parametrize("shape", [(20, 40), (40, 20), (230, 260), (260, 230)])
+def test_residuals_bound_singular_values(shape, method):
+    """With few products: each value is within its residual of a singular value, and the residual is what it says."""
+    a = randn(*shape)
+    result = modes(Dense(a), k=3, method=method, tol=1e-2)
+    u, v, s = result.vectors, result.right_vectors, result.values[:, None]
+    torch.testing.assert_close(v @ a.mT, s * u, rtol=0, atol=1e-11)
+    torch.testing.assert_close((u @ a - s * v).norm(dim=1), result.residuals, rtol=1e-6, atol=1e-11)
+    distance = (torch.linalg.svdvals(a)[:, None] - result.values).abs().amin(0)
+    assert (distance <= result.residuals + 1e-11).all()
+    assert result.method == ("block Krylov" if method == "krylov" else "lanczos")
+
+
+@pytest.mark.parametrize("budget", [18, 19, 20, 41, 60, 77])
+@pytest.mark.parametrize("symmetric", [True, False])
+def test_lanczos_stays_in_its_budget(budget, symmetric):
+    counter = Counter(Dense(matrix("bulk", 250) if symmetric else randn(250, 250)))
+    result = modes(counter, k=3, method="lanczos", budget=budget)
+    assert counter.total == result.num_matvecs <= budget
+    assert result.status is Status.BUDGET_EXHAUSTED
+    assert len(result.values) == len(result.residuals) <= 3
+
+
+@pytest.mark.parametrize("a", [torch.zeros(50, 50), wishart(300, 2), randn(300, 2) @ randn(2, 250)])
+def test_lanczos_of_less_rank(a):
+    result = modes(Dense(a), k=4, method="lanczos")
+    truth = torch.linalg.svdvals(a)[:4]
+    torch.testing.assert_close(result.values.abs(), truth, rtol=0, atol=1e-9)
+    assert result.status is Status.CONVERGED
+
+
+def test_lanczos_seeds_shapes_and_float32():
+    states = Space.of((2, 3, 40), ("trial", "time", "unit"), torch.float32)
+    a, before = Dense(matrix("power law", 240).float(), (states, states)), torch.random.get_rng_state()
+    run = lambda seed: modes(a, k=3, method="lanczos", generator=seed).vectors  # noqa: E731
+    assert torch.equal(run(None), run(seeded(0)))
+    torch.testing.assert_close(run(seeded(1)), run(seeded(2)), rtol=0, atol=1e-3)
+    assert run(None).dtype == torch.float32
+    assert run(None).shape == (3, 2, 3, 40)
+    assert torch.equal(torch.random.get_rng_state(), before)
+
+
+def test_lanczos_not_finite():
+    broken = Function(lambda v: v / 0.0, None, Space.of((50,)))
+    with pytest.raises(FloatingPointError, match=r"`modes` of Function: .* is not finite: a product holds NaN or inf"):
+        modes(broken, k=2, method="lanczos")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "match"),
+    [
+        ({"method": "magic"}, r"`method` must be one of 'auto', 'krylov', 'lanczos'; got 'magic'"),
+        (
+            {"method": "lanczos", "k": 20},
+            r"`k` must be below 20 for method 'lanczos', on Dense: .*; got 20. Use 'auto'",
+        ),
+        ({"method": "lanczos", "k": 5, "budget": 12}, r"`budget` must be at least 13 for 5 modes .*; got 12"),
+    ],
+)
+def test_lanczos_refusals(arguments, match):
+    with pytest.raises(ValueError, match=match):
+        modes(Dense(matrix("bulk", 20)), **arguments)

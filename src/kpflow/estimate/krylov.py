@@ -13,7 +13,7 @@ from kpflow.operators import Operator
 from .products import Products, basis_blocks, gram, inner
 from .sketch import orthonormal_rows
 
-__all__ = ["DENSE_SIZE", "Triplets", "leading"]
+__all__ = ["DENSE_SIZE", "Triplets", "krylov", "leading"]
 
 DENSE_SIZE = 200
 """Operators whose smaller side has at most so many entries are formed and diagonalised. Chosen by experience."""
@@ -75,10 +75,11 @@ def leading(operator: Operator, k: int, *, tol: float, budget: int, generator: t
     size = min(operator.in_space.size, operator.out_space.size)
     if size <= min(DENSE_SIZE, budget):
         return _dense(operator, k)
-    return _krylov(operator, k, tol, budget, generator)
+    return krylov(operator, k, tol=tol, budget=budget, generator=generator)
 
 
-def _krylov(operator: Operator, k: int, tol: float, budget: int, generator: torch.Generator) -> Triplets:
+def krylov(operator: Operator, k: int, *, tol: float, budget: int, generator: torch.Generator) -> Triplets:
+    """The same, whatever the size."""
     products, adjoint = Products(operator), Products(operator.T)  # the second one is for singular triplets only
     ritz_of = _symmetric_ritz if operator.symmetric else functools.partial(_singular_ritz, adjoint)
     per_vector = 1 if operator.symmetric else 2

@@ -1,17 +1,19 @@
 """Spectra: the leading modes of an operator."""
 
 import dataclasses
+from collections.abc import Callable
 from typing import final
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from kpflow._checks import check_generator, check_positive
+from kpflow._checks import check_generator, check_one_of, check_positive
 from kpflow.operators import Operator
 
+from .arpack import lanczos, least_budget
 from .base import Effort, Status, check_operator, not_finite
-from .krylov import Triplets, leading
+from .krylov import Triplets, krylov, leading
 from .products import NotFiniteError
 
 __all__ = ["Modes", "modes"]
@@ -53,6 +55,7 @@ def modes(
     operator: Operator,
     k: int = 10,
     *,
+    method: str = "auto",
     tol: float = 1e-5,
     budget: int | None = None,
     generator: torch.Generator | None = None,
@@ -60,13 +63,18 @@ def modes(
 ) -> Modes:
     """The k modes of largest magnitude: eigenpairs of a symmetric operator, singular triplets of any other.
 
-    Operators with a side of at most 200 entries are formed and diagonalised. Larger ones are done by randomised block
-    Krylov with full orthogonalisation and thick restarts, with Rayleigh–Ritz on V A Vᵀ (symmetric) or the SVD of A V
-    (Musco and Musco 2015). It keeps about 2 max(60, 4 (k + 4)) vectors.
+    - "krylov": randomised block Krylov with full orthogonalisation and thick restarts, with Rayleigh–Ritz on V A Vᵀ
+      (symmetric) or the SVD of A V (Musco and Musco 2015). It keeps about 2 max(60, 4 (k + 4)) vectors, finds equal
+      eigenvalues, and takes its products in blocks.
+    - "lanczos": SciPy's restarted Lanczos method (ARPACK, as `eigsh` and `svds`), on AᵀA for triplets, one product at a
+      time, on the CPU's side. It keeps max(20, 2k + 1) vectors, and gives only the modes that have converged.
+    - "auto": the matrix, formed and diagonalised, for operators with a side of at most 200 entries (if the budget is
+      as large); else krylov.
 
     Args:
         operator: A. Its own `symmetric` decides between eigenpairs and singular triplets.
-        k: How many modes, at most the smaller side of A.
+        k: How many modes, at most the smaller side of A (for lanczos fewer).
+        method: One of the above.
         tol: Converged when every residual is below tol · |λ₁|; at least 100 times the rounding unit. The eigenvalues
             themselves are then far better: their error is of the order of the residual squared over the gap.
         budget: The most products with A and Aᵀ (1000 if not given).
@@ -75,8 +83,8 @@ def modes(
 
     Raises:
         TypeError: `operator` is no operator, or `generator` no generator.
-        ValueError: `k` is larger than the operator, the budget does not suffice for one block, or a number is out of
-            range.
+        ValueError: `k` is larger than the operator, the budget does not suffice for one block, `method` is unknown, or
+            a number is out of range.
         FloatingPointError: A product holds NaN or inf.
 
     Example:
@@ -89,11 +97,13 @@ def modes(
                 [0., 0., 1.]])
     """
     check_operator("operator", operator)
+    check_one_of("method", method, tuple(_METHODS))
     effort = _check_numbers(operator, k, tol, budget)
+    _check_suffices(operator, k, method, effort)
     source = check_generator("generator", generator, operator.in_space.device)
     floor = 100 * torch.finfo(operator.in_space.dtype).eps
     try:
-        found = leading(operator, k, tol=max(tol, floor), budget=effort.budget, generator=source)
+        found = _METHODS[method](operator, k, tol=max(tol, floor), budget=effort.budget, generator=source)
     except NotFiniteError as failure:
         if raise_on_failure:
             raise not_finite("modes", operator, failure.spent) from None
@@ -108,12 +118,20 @@ def _check_numbers(operator: Operator, k: int, tol: float, budget: int | None) -
     size = min(operator.in_space.size, operator.out_space.size)
     if k > size:
         raise ValueError(f"`k` must be at most {size}, the smaller side of {operator!r}; got {k}.")
-    least = k if operator.symmetric else 2 * k
+    return effort
+
+
+def _check_suffices(operator: Operator, k: int, method: str, effort: Effort) -> None:
+    """Raise if the operator is too small or the budget too tight for the method."""
+    if method == "lanczos" and k >= operator.in_space.size:
+        raise ValueError(
+            f"`k` must be below {operator.in_space.size} for method 'lanczos', on {operator!r}; got {k}. Use 'auto'."
+        )
+    least = least_budget(operator, k) if method == "lanczos" else k if operator.symmetric else 2 * k
     if effort.budget < least:
         raise ValueError(
             f"`budget` must be at least {least} for {k} modes of this operator, one block; got {effort.budget}."
         )
-    return effort
 
 
 def _shaped(operator: Operator, found: Triplets) -> Modes:
@@ -131,3 +149,6 @@ def _shaped(operator: Operator, found: Triplets) -> Modes:
 def _no_modes(operator: Operator, spent: int) -> Modes:
     left, right = operator.out_space.zeros(0), operator.in_space.zeros(0)
     return Modes(left.new_zeros(0), left, right, left.new_zeros(0), spent, Status.NOT_FINITE, "none")
+
+
+_METHODS: dict[str, Callable[..., Triplets]] = {"auto": leading, "krylov": krylov, "lanczos": lanczos}
