@@ -17,6 +17,7 @@ from .steps import Drive, Roles, gru_layer, low_rank_layer, lstm_layer, rate_lay
 
 __all__ = ["Adapter", "Call", "adapter_for"]
 
+ACTING = ("__call__", "forward", "step", "permute_hidden")  # what the formulas stand for, where a module has it
 NONLINEARITIES = {"tanh": torch.tanh, "relu": torch.relu}
 
 
@@ -186,7 +187,9 @@ class RateNetwork(Adapter):
         return self.module.weight_ih.shape[1]
 
     def roles(self, layer: int) -> dict[str, str]:  # noqa: ARG002 - there is one layer
-        return {name: name for name, _ in self.module.named_parameters()}
+        weights = ("left", "right") if isinstance(self.module, LowRankRNN) else ("weight_hh",)
+        bias = () if self.module.bias is None else ("bias",)
+        return {name: name for name in (*weights, "weight_ih", *bias)}
 
     def layer(self, layer: int, roles: Roles, drive: Drive) -> Layer:  # noqa: ARG002
         module = self.module
@@ -208,7 +211,7 @@ class RateNetwork(Adapter):
 def adapter_for(module: Any) -> Adapter | None:
     """The adapter of a known recurrent module, or None.
 
-    A subclass with a forward pass of its own is not known: its formulas may differ.
+    A module whose forward pass or step is its own, by a subclass or set on it, is not known: its formulas may differ.
     """
     for kinds, adapter in (
         ((nn.RNN, nn.GRU, nn.LSTM), TorchStack),
@@ -216,9 +219,14 @@ def adapter_for(module: Any) -> Adapter | None:
         ((RateRNN, LowRankRNN), RateNetwork),
     ):
         for kind in kinds:
-            if isinstance(module, kind) and type(module).forward is kind.forward:
+            if isinstance(module, kind) and not any(_overrides(module, kind, name) for name in ACTING):
                 return adapter(module)  # type: ignore[arg-type]
     return None
+
+
+def _overrides(module: nn.Module, kind: type[nn.Module], name: str) -> bool:
+    """Whether the module has a method other than that of its kind."""
+    return name in vars(module) or getattr(type(module), name, None) is not getattr(kind, name, None)
 
 
 def _torch_layer(module: nn.Module, roles: Roles, drive: Drive) -> Layer:

@@ -4,23 +4,33 @@ Forward mode is missing for fused kernels (recurrent layers, attention). The der
 with respect to its cotangent is the Jacobian-vector product, at the same cost, so it is used throughout.
 """
 
-from collections.abc import Callable, Sequence
+import contextlib
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 
-__all__ = ["entrywise_slope", "pullback", "pushforward"]
+__all__ = ["entrywise_slope", "is_same", "pullback", "pushforward", "recording"]
+
+REMEDY = "Use a fixed function, or write the step(h, x) as a module and linearise that, with `initial`."
 
 CHUNK = 16  # probes in one vmap: more is slower and takes more memory (a number found by trial)
 
 Tree = Tensor | dict[str, Tensor]
 
 
+@contextlib.contextmanager
+def recording() -> Iterator[None]:
+    """Record gradients, whatever mode the caller is in."""
+    with torch.inference_mode(False), torch.enable_grad():
+        yield
+
+
 def pullback(function: Callable[[Any], Any], primal: Tree) -> Callable[[Tree], Any]:
     """Jᵀ of `function` at `primal`: from a tree of `[S, *out]` to a tree of `[S, *in]`."""
     point = _leaf(primal)
-    with torch.enable_grad():
+    with recording():
         value = function(point)
 
     def pull(block: Tree) -> Any:
@@ -32,7 +42,7 @@ def pullback(function: Callable[[Any], Any], primal: Tree) -> Callable[[Tree], A
 def pushforward(function: Callable[[Any], Any], primal: Tree) -> Callable[[Tree], Any]:
     """J of `function` at `primal`: from a tree of `[S, *in]` to a tree of `[S, *out]`, as the transpose of Jᵀ."""
     point = _leaf(primal)
-    with torch.enable_grad():
+    with recording():
         value = function(point)
         moving = [v for v in _tensors(value) if v.requires_grad]
         cotangents = [torch.zeros_like(v).requires_grad_() for v in _tensors(value)]
@@ -48,11 +58,46 @@ def pushforward(function: Callable[[Any], Any], primal: Tree) -> Callable[[Tree]
 
 
 def entrywise_slope(function: Callable[[Tensor], Tensor], value: Tensor) -> Tensor:
-    """φ'(a) for a function φ that acts entry by entry."""
-    with torch.enable_grad():
-        point = value.detach().requires_grad_()
-        (slope,) = torch.autograd.grad(function(point).sum(), point, materialize_grads=True)
+    """φ'(a) for a function φ that acts entry by entry; zero where it has no derivative on record.
+
+    Raises:
+        ValueError: φ writes into its argument, is random, has parameters of its own, or mixes entries: then
+            Jᵀ s differs from s ∘ Jᵀ 1 for random signs s.
+    """
+    with recording():
+        plain = function(value.detach().clone())
+        point = value.detach().clone().requires_grad_()
+        argument = point.clone()
+        result = function(argument)
+        if argument._version:
+            raise ValueError("`nonlinearity` must not write into its argument. Use the form that gives a new tensor.")
+        if plain.requires_grad:
+            raise ValueError(f"`nonlinearity` must have no parameters of its own here. {REMEDY}")
+        if result.shape != value.shape or not is_same(plain, result.detach()):
+            raise ValueError(f"`nonlinearity` must act entry by entry and without noise. {REMEDY}")
+        if not result.requires_grad:
+            return torch.zeros_like(value)
+        signs = _signs(value)
+        slope, mixed = (
+            torch.autograd.grad(result, point, seed, retain_graph=True, materialize_grads=True)[0]
+            for seed in (torch.ones_like(value), signs)
+        )
+    if not is_same(mixed, signs * slope):
+        raise ValueError(f"`nonlinearity` must act entry by entry; this one mixes units or trials. {REMEDY}")
     return slope
+
+
+def is_same(one: Tensor, other: Tensor) -> bool:
+    """Whether two results agree up to rounding: sums on a GPU may run in another order each time."""
+    if one.shape != other.shape or one.numel() == 0 or not one.dtype.is_floating_point:
+        return torch.equal(one, other)
+    return not bool((one - other).abs().max() > 100 * torch.finfo(one.dtype).eps * one.abs().max())  # NaN is the same
+
+
+def _signs(like: Tensor) -> Tensor:
+    """Entries ±1, always the same."""
+    generator = torch.Generator(device=like.device).manual_seed(0)
+    return torch.randint(0, 2, like.shape, generator=generator, device=like.device).to(like.dtype) * 2 - 1
 
 
 def _products(outputs: Sequence[Tensor], inputs: Sequence[Tensor], block: Sequence[Tensor]) -> list[Tensor]:
