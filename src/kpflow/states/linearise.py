@@ -22,10 +22,16 @@ from .prepare import (
 )
 from .recurrent import Layer, RecurrentLinearisation, Upstream
 from .steps import Drive, Roles
-from .surround import CoreReadout, ModelReadout, Surround, find_upstream
+from .surround import LEAK, CoreReadout, ModelReadout, Surround, find_upstream
+from .twin import twin
 from .unknown import step_layer
 
 __all__ = ["linearise"]
+
+FUNCTION_LEAK = (
+    "`model` as a step(h, x, parameters) uses trainable parameters that it is not handed ({}), so their part of K "
+    "would be missing. Give all of them in `parameters`, and use those that the step is called with."
+)
 
 Named = Mapping[str, Tensor]
 
@@ -67,7 +73,9 @@ def linearise(
     Raises:
         TypeError: `inputs` is no floating-point tensor, or `model` cannot be called.
         ValueError: Wrong shapes, dtypes or devices, NaN or inf (named where), an empty batch, no trainable parameter,
-            dropout in training mode, a bidirectional module, or a model of which no recurrence is known.
+            dropout in training mode or other noise, parameters that the forward pass reaches past its registered
+            submodules, a nonlinearity that mixes units, a bidirectional module, or a model of which no recurrence is
+            known.
 
     Example:
         >>> model = torch.nn.GRU(3, 8, batch_first=True)
@@ -81,7 +89,7 @@ def linearise(
         raise TypeError(f"`model` must be a torch.nn.Module or a function step(h, x); got {type(model).__name__}.")
     if isinstance(model, nn.Module):
         check_deterministic(model)
-    with torch.no_grad(), torch.random.fork_rng():
+    with torch.inference_mode(False), torch.no_grad(), torch.random.fork_rng():
         adapter = adapter_for(model)
         if core is not None:
             lin = _linearise_around(model, core, inputs, initial, lengths)
@@ -120,7 +128,7 @@ def _linearise_around(
         raise ValueError("`initial` goes with a bare recurrent module; with `core` the model gives the initial state.")
     trained = trainable(model.named_parameters())
     surround = Surround(model, core, inputs, adapter)
-    call = surround.reach({})
+    call = surround.call()
     drive = _drive(adapter, call, lengths, next(module.parameters()))
 
     def before(values: Named) -> dict[str, Tensor]:
@@ -135,6 +143,7 @@ def _linearise_around(
 
     layers = _stack(adapter, module, model, drive)
     lin = RecurrentLinearisation(layers, parameter_space(trained), find_upstream(before, trained))
+    surround.check_output(lin.states, call.lengths)
     lin.readout = ModelReadout(after, lin.states, trained, lin.parameters)
     return lin
 
@@ -145,28 +154,32 @@ def _linearise_step(
     """A step by itself."""
     if initial is None:
         raise ValueError(
-            f"No recurrence is known of a {type(model).__name__}: name its recurrent submodule with `core`, or, if it "
-            "is a step(h, x) itself, give the state before the first step as `initial`, shape [B, H]."
+            f"No recurrence is known of a {type(model).__name__}, as it is or with a forward pass of its own: name its "
+            "recurrent submodule with `core`, or, if it is a step(h, x) itself, give the state before the first step "
+            "as `initial`, shape [B, H]."
         )
     sequence_inputs(inputs)
     trials = len(inputs)
     if check_tensor("initial", initial).ndim not in (1, 2) or (initial.ndim == 2 and len(initial) not in (1, trials)):
         raise ValueError(f"`initial` must have shape ({trials}, H), or (H,); got {tuple(initial.shape)}.")
 
+    module = twin(model) if isinstance(model, nn.Module) else None
     given = dict(model.named_parameters()) if isinstance(model, nn.Module) else parameters or {}
     own = trainable(given.items())
     fixed = {name: value.detach().clone() for name, value in given.items()}
 
     def step(values: Named, state: Tensor, x: Tensor) -> Any:
-        if isinstance(model, nn.Module):
-            return torch.func.functional_call(model, _replaced(fixed, values), (state, x))
-        return model(state, x) if parameters is None else model(state, x, _replaced(fixed, values))
+        if module is not None:
+            return torch.func.functional_call(module, _replaced(fixed, values), (state, x))
+        return model(state, x, _replaced(fixed, values))
 
     start = initial.detach().expand(trials, -1)
     drive = make_drive(inputs, start, lengths, next(iter(own.values())))
     upstream = _initial_upstream(initial, lambda given: given.expand(trials, -1))
     space = parameter_space(own | trainable_initial(initial))
-    return RecurrentLinearisation([step_layer(step, own, drive)], space, upstream)
+    names = {id(value): name for name, value in given.items()}
+    layer = step_layer(step, own, drive, names, FUNCTION_LEAK if module is None else LEAK)
+    return RecurrentLinearisation([layer], space, upstream)
 
 
 def _find_core(model: Any, core: str) -> tuple[nn.Module, Adapter]:

@@ -1,6 +1,5 @@
 """The model around its recurrent core: what happens before it (encoders, initial states) and after (the read-out)."""
 
-import copy
 from collections.abc import Callable, Mapping
 from typing import Any, final
 
@@ -12,10 +11,19 @@ from kpflow.spaces import Space
 
 from .adapters import Adapter, Call
 from .base import Readout
-from .derivatives import pullback, pushforward
+from .derivatives import pullback, pushforward, recording
+from .purity import check_pure
 from .recurrent import Upstream
+from .twin import snapshot, twin
 
-__all__ = ["CoreReadout", "ModelReadout", "Surround"]
+__all__ = ["LEAK", "CoreReadout", "ModelReadout", "Surround", "find_upstream"]
+
+NOISE = "The model gives {} each time it is called. Remove noise from its forward pass."
+LEAK = (
+    "The model reaches trainable parameters past its registered submodules ({}), so their part of K would be missing. "
+    "Keep submodules in nn.ModuleList or nn.ModuleDict and call them through self, or freeze with "
+    "requires_grad_(False) what is not trained."
+)
 
 Named = Mapping[str, Tensor]
 
@@ -34,8 +42,8 @@ class _ReachedCoreError(Exception):
 class Surround:
     """A model as functions of its parameters: up to the call of its core, and from the core's result to the output.
 
-    Works on a twin of the module tree that shares the parameters and owns the rest, in which the core's forward pass is
-    replaced; the user's model is not touched.
+    Works on twins of the module tree that share the parameters and own the rest, in which the core's forward pass is
+    replaced; the user's model is not touched. The model's state and its inputs are those at the time it was made.
 
     Args:
         model: The user's model, in evaluation mode as far as dropout and batch norm go.
@@ -45,34 +53,58 @@ class Surround:
     """
 
     def __init__(self, model: nn.Module, core: str, inputs: Any, adapter: Adapter) -> None:
-        self._model = _twin(model, {})
-        self._core = self._model.get_submodule(core)
-        self._core.forward = self._replaced  # type: ignore[method-assign]
+        self._model = twin(model)
+        self._core = core
         self._adapter = adapter
-        self._arguments = inputs if isinstance(inputs, tuple) else (inputs,)
-        self._replacement: Callable[[], Any] | None = None
-        self._calls = 0
-        names = {id(parameter): name for name, parameter in model.named_parameters()}
+        several = isinstance(inputs, tuple) and not isinstance(inputs, nn.utils.rnn.PackedSequence)
+        self._arguments = snapshot(inputs if several else (inputs,))
+        self._names = {id(parameter): name for name, parameter in model.named_parameters()}
         own = self._model.named_parameters(remove_duplicate=False)
-        self._local = {name: names[id(parameter)] for name, parameter in own}
+        self._local = {name: self._names[id(parameter)] for name, parameter in own}
         self._values = {name: parameter.detach().clone() for name, parameter in model.named_parameters()}
+
+    def call(self) -> Call:
+        """The call of the core at the model's own parameters, checked to depend on them and on no others."""
+
+        def tensors() -> list[Tensor]:
+            call = self.reach({})
+            initial = call.initial if isinstance(call.initial, (tuple, list)) else [call.initial]
+            return [call.inputs, *(state for state in initial if isinstance(state, Tensor))]
+
+        check_pure(tensors, self._names, NOISE.format("the core other inputs"), LEAK)
+        return self.reach({})
+
+    def check_output(self, states: Tensor, lengths: Tensor | None) -> None:
+        """Refuse an output that depends on other parameters than the model's own, or is random."""
+        check_pure(lambda: [self.finish({}, states, lengths)], self._names, NOISE.format("another output"), LEAK)
 
     def reach(self, parameters: Named) -> Call:
         """The call of the core, as a function of the parameters."""
-        self._replacement = None
+
+        def stop(*arguments: Any, **keywords: Any) -> Any:
+            raise _ReachedCoreError(arguments, keywords)
+
         try:
-            self._run(parameters)
+            self._run(parameters, stop)
         except _ReachedCoreError as reached:
             return self._adapter.call(reached.arguments, reached.keywords)
-        raise ValueError("`core` is not called by the model's forward pass; name the recurrent module that is.")
+        raise ValueError(
+            "`core` is not called by the model's forward pass; name the recurrent module that is, and call it through "
+            "self, not through a closure."
+        )
 
     def finish(self, parameters: Named, states: Tensor, lengths: Tensor | None) -> Tensor:
         """The model's output, as a function of the parameters and of the core's states `[B, T, n]`."""
-        self._replacement = lambda: self._adapter.result(states, lengths)
-        self._calls = 0
-        output = self._run(parameters)
-        if self._calls > 1:
-            raise ValueError(f"`core` must be called once in a forward pass; it is called {self._calls} times.")
+        calls = 0
+
+        def resume(*arguments: Any, **keywords: Any) -> Any:  # noqa: ARG001 - the states are known
+            nonlocal calls
+            calls += 1
+            return self._adapter.result(states, lengths)
+
+        output = self._run(parameters, resume)
+        if calls > 1:
+            raise ValueError(f"`core` must be called once in a forward pass; it is called {calls} times.")
         if isinstance(output, (tuple, list)) and output:
             output = output[0]
         if not isinstance(output, Tensor):
@@ -81,15 +113,12 @@ class Surround:
             )
         return output
 
-    def _run(self, parameters: Named) -> Any:
+    def _run(self, parameters: Named, forward: Callable[..., Any]) -> Any:
+        """The forward pass with the core's replaced: on a twin of its own, from the same state each time."""
+        model = twin(self._model, generators=False)
+        model.get_submodule(self._core).forward = forward
         values = {local: parameters.get(name, self._values[name]) for local, name in self._local.items()}
-        return torch.func.functional_call(self._model, values, self._arguments)
-
-    def _replaced(self, *arguments: Any, **keywords: Any) -> Any:
-        if self._replacement is None:
-            raise _ReachedCoreError(arguments, keywords)
-        self._calls += 1
-        return self._replacement()
+        return torch.func.functional_call(model, values, snapshot(self._arguments, generators=False))
 
 
 @final
@@ -110,15 +139,11 @@ class ModelReadout(Readout):
         self._states = states
         self._parameters = parameters
         tracked = {name: value.requires_grad_() for name, value in _copies(values).items()}
-        with torch.enable_grad():
+        with recording():
             outputs = function(tracked, states)
         self._values = {name: values[name] for name in _used([outputs], tracked)}
         self.outputs = outputs.detach()
         check_finite("outputs", self.outputs)
-        if not torch.equal(function({}, states), self.outputs):
-            raise ValueError(
-                "The model gives another output each time it is called. Remove noise from its forward pass."
-            )
         self.space = Space.of(outputs.shape, _output_axes(outputs.ndim), outputs.dtype, outputs.device)
 
     def state_jvp(self, state: Tensor) -> Tensor:
@@ -181,7 +206,7 @@ class CoreReadout(Readout):
 def find_upstream(function: Callable[[Named], dict[str, Tensor]], values: Mapping[str, Tensor]) -> Upstream | None:
     """Which parameters move the core's inputs or initial state, found from the graph of one forward pass."""
     tracked = {name: value.requires_grad_() for name, value in _copies(values).items()}
-    with torch.enable_grad():
+    with recording():
         results = function(tracked)
     moves = frozenset(key for key, value in results.items() if value.requires_grad)
     if not moves:
@@ -194,24 +219,6 @@ def find_upstream(function: Callable[[Named], dict[str, Tensor]], values: Mappin
         return {key: value for key, value in function(parameters).items() if key in moves}
 
     return Upstream(moved, {name: values[name] for name in used}, moves)
-
-
-def _twin(module: nn.Module, made: dict[int, nn.Module]) -> nn.Module:
-    """A module tree that shares the parameters of `module` and has its own buffers, containers and attributes.
-
-    A deep copy would fail on modules that keep the result of their last forward pass.
-    """
-    if id(module) in made:
-        return made[id(module)]
-    twin = made[id(module)] = copy.copy(module)
-    for name, value in vars(module).items():
-        if isinstance(value, (dict, list, set)):
-            vars(twin)[name] = copy.copy(value)
-    for name, buffer in module._buffers.items():
-        twin._buffers[name] = None if buffer is None else buffer.clone()
-    for name, child in module._modules.items():
-        twin._modules[name] = None if child is None else _twin(child, made)
-    return twin
 
 
 def _copies(values: Mapping[str, Tensor]) -> dict[str, Tensor]:

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from .derivatives import pullback
+from .purity import check_pure
 from .recurrent import Layer
 from .steps import Drive
 from .transitions import DenseTransition
@@ -14,20 +15,25 @@ from .weights import AutodiffWeights
 
 __all__ = ["step_layer"]
 
+NOISE = "`model` as a step(h, x) gives another state each time it is called. Remove noise and memory of earlier calls."
+
 Step = Callable[[Mapping[str, Tensor], Tensor, Tensor], Any]
 
 
-def step_layer(step: Step, values: dict[str, Tensor], drive: Drive) -> Layer:
+def step_layer(step: Step, values: dict[str, Tensor], drive: Drive, names: Mapping[int, str], leak: str) -> Layer:
     """Run and linearise `step(parameters, z [N, n], x [N, I]) → z' [N, n]`, whose samples must not interact.
 
     Args:
         step: The step as a function of its parameters.
         values: The trainable parameters.
         drive: Inputs, initial state and lengths.
+        names: Names of the step's parameters by their identity.
+        leak: Message where it reaches others, with a place for their names.
     """
     states = drive.unroll(lambda t, z: _checked(step({}, z, drive.inputs[t]), z))
     previous = drive.previous(states)
     flat_states, flat_inputs = previous.flatten(0, 1), drive.inputs.flatten(0, 1)
+    check_pure(lambda: [step({}, flat_states, flat_inputs)], names, NOISE, leak)
     _check_independent(step, flat_states, flat_inputs)
 
     def next_states(parameters: Mapping[str, Tensor]) -> Tensor:
@@ -65,5 +71,5 @@ def _check_independent(step: Step, states: Tensor, inputs: Tensor) -> None:
     if bool((alone - together).abs().max() > tolerance):
         raise ValueError(
             "`model` as a step(h, x) must treat the trials of a batch independently; the last trial by itself gives "
-            "another state than in the batch. Remove batch statistics or randomness from the step."
+            "another state than in the batch. Remove batch statistics from the step."
         )
