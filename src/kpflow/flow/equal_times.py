@@ -39,21 +39,22 @@ class OneStep:
 
     @staticmethod
     def of(linearisation: Linearisation) -> "OneStep":
-        """The blocks, read off P⁻¹ by unit kicks at every other step: 2 n products with P⁻¹."""
+        """The blocks, read off P⁻¹ by unit kicks: n products with P⁻¹, or 2 n with kicks at every other step."""
         B, T, n = linearisation.space.shape
         layered = _reads_itself(linearisation)
         before = linearisation.states.new_zeros(B, T, n, n)
         same = torch.eye(n, dtype=before.dtype, device=before.device).expand(B, T, n, n)
         same = same.clone() if layered else same
+        every, even, odd = slice(None), slice(0, None, 2), slice(1, None, 2)
         for units in ranges(n, block_length(B * T * n)):
-            for kicked, free in ((0, 1), (1, 0)):
-                index = torch.arange(units.start, units.stop, device=before.device)
+            index = torch.arange(units.start, units.stop, device=before.device)
+            for kicked, free in ((even, odd), (odd, even)) if layered else ((every, every),):
                 kick = linearisation.space.zeros(len(index))
-                kick[index - units.start, :, kicked::2, index] = 1
-                rows = linearisation.residual(kick).permute(1, 2, 0, 3)  # [B, T, S, n]
-                before[:, free::2, units] = -rows[:, free::2]
+                kick[index - units.start, :, kicked, index] = 1
+                back = linearisation.residual(kick)
+                before[:, free, units] = (kick - back)[:, :, free].permute(1, 2, 0, 3)  # [B, T, S, n]
                 if layered:
-                    same[:, kicked::2, units] = rows[:, kicked::2]
+                    same[:, kicked, units] = back[:, :, kicked].permute(1, 2, 0, 3)
         if layered:
             same = torch.linalg.inv(same)
             before = before @ same
