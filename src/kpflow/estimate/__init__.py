@@ -3,6 +3,7 @@
 from .alignments import alignment
 from .base import Estimate, Status
 from .densities import Density, density
+from .low_rank import Nystrom, nystrom
 from .norms import frobenius_norm, operator_norm
 from .ranks import effective_rank
 from .spectra import Modes, modes
@@ -13,6 +14,7 @@ __all__ = [
     "Density",
     "Estimate",
     "Modes",
+    "Nystrom",
     "Status",
     "alignment",
     "count_above",
@@ -22,6 +24,7 @@ __all__ = [
     "frobenius_norm",
     "log_determinant",
     "modes",
+    "nystrom",
     "operator_norm",
     "spectral_sum",
     "trace",
