@@ -59,6 +59,7 @@ ESTIMATORS = {
         _trace,
     ),
     "trace, forward": (lambda a: (factorised(a), trace, {"method": "one-sided-forward"}), _trace),
+    "trace, hutch++ nonadaptive": (lambda a: (_dense(a), trace, {"method": "hutch++-nonadaptive"}), _trace),
     "trace, xtrace": (lambda a: (_dense(a), trace, {"method": "xtrace"}), _trace),
     "trace, xnystrace": (lambda a: (_dense(a), trace, {"method": "xnystrace"}), _trace),
     "trace, sphere": (lambda a: (_dense(a), trace, {"method": "hutchinson", "probes": "sphere"}), _trace),

@@ -5,13 +5,14 @@ import math
 import pytest
 import torch
 
-from kpflow.estimate import Status, products, sketch, trace
+from kpflow.estimate import Status, nonadaptive, products, sketch, trace
 from kpflow.operators import Dense, Diagonal, Function, LowRank
 from kpflow.spaces import Space
 
 from .problems import Counter, FactorGramian, all_signs, factorised, matrix, randn, seeded, wishart
 
-METHODS = ["hutchinson", "hutch++", "one-sided-reverse", "one-sided-forward", "exact"]
+METHODS = ["hutchinson", "hutch++", "hutch++-nonadaptive", "one-sided-reverse", "one-sided-forward", "exact"]
+SQUARE = ["hutchinson", "hutch++", "hutch++-nonadaptive", "xtrace", "xnystrace"]
 
 
 def enumerate_signs(monkeypatch, module, n: int) -> None:
@@ -86,6 +87,65 @@ def test_hutchpp_against_its_formula():
     assert trace(Dense(a), method="hutch++", budget=m, generator=seeded(5)).value == pytest.approx(float(naive))
 
 
+@pytest.mark.parametrize("symmetric", [True, False])
+def test_nonadaptive_hutchpp_over_all_signs(monkeypatch, symmetric):
+    a = matrix("slow power law", 8) if symmetric else randn(8, 8)
+    enumerate_signs(monkeypatch, nonadaptive, 8)
+    estimate = trace(Dense(a), method="hutch++-nonadaptive", budget=265, sketch_fraction=3.5 / 265)
+    assert estimate.value == pytest.approx(float(a.trace()), rel=1e-12)
+    assert estimate.num_matvecs == 265
+
+
+def test_nonadaptive_hutchpp_against_its_formula():
+    """The algorithm of the paper, transcribed."""
+    a, m = matrix("power law", 50), 40
+    generator = seeded(5)
+    draw = lambda k: torch.empty(k, 50, dtype=torch.float64).bernoulli_(0.5, generator=generator).mT * 2 - 1  # noqa: E731
+    s, r, g = draw(10), draw(20), draw(10)
+    z, w = a @ r, a @ s
+    inverse = torch.linalg.pinv(s.mT @ z)
+    rest = (g.mT @ a @ g).trace() - (g.mT @ z @ inverse @ w.mT @ g).trace()
+    naive = (inverse @ w.mT @ z).trace() + rest / 10
+    estimate = trace(Dense(a), method="hutch++-nonadaptive", budget=m, generator=seeded(5))
+    assert estimate.value == pytest.approx(float(naive), rel=1e-10)
+
+
+@pytest.mark.parametrize("kind", ["signs", "sphere", "orthogonal"])
+def test_variance_of_the_kinds_of_probes(kind):
+    """As in the docstring of `trace`; the orthogonal ones are a sample without replacement, of known error."""
+    n, m, runs = 6, 4, 1500
+    a, space = randn(n, n, seed=2) @ randn(n, n, seed=2).mT, Space.of((n,))
+    if kind == "orthogonal":
+        draws = torch.stack([products.Probes(kind, space, seeded(seed)).draw(m) for seed in range(runs)])
+        torch.testing.assert_close(draws @ draws.mT, n * torch.eye(m).double().expand(runs, m, m))
+    else:
+        draws = products.Probes(kind, space, seeded()).draw(runs * m).reshape(runs, m, n)
+    samples = torch.einsum("rmi,ij,rmj->rm", draws, a, draws)
+    square, trace_a = float(a.square().sum()), float(a.trace())
+    sphere = 2 * n / (n + 2) * (square - trace_a**2 / n) / m
+    signs = 2 * (square - float(a.diagonal().square().sum())) / m
+    truth = {"signs": signs, "sphere": sphere, "orthogonal": sphere * (n - m) / (n - 1)}[kind]
+    assert float(samples.mean()) == pytest.approx(trace_a, abs=4 * math.sqrt(truth / runs))
+    assert float(samples.mean(1).var()) == pytest.approx(truth, rel=0.15)
+    shrink = products.Probes(kind, space, seeded()).shrink(m)
+    assert float(samples.var(1).mean()) / m * shrink**2 == pytest.approx(truth, rel=0.15)
+
+
+@pytest.mark.parametrize("method", ["hutchinson", "one-sided-reverse", "one-sided-forward"])
+def test_orthogonal_probes_are_exact_when_there_are_no_more(method):
+    a = matrix("power law", 70)
+    estimate = trace(factorised(a), method=method, probes="orthogonal", rtol=1e-12)
+    assert estimate.value == pytest.approx(float(a.trace()), rel=1e-12)
+    assert estimate.num_matvecs == 70
+    assert estimate.status is Status.CONVERGED
+    assert estimate.standard_error < 1e-14 * estimate.value
+
+
+def test_orthogonal_probes_and_a_sketch_exclude_each_other():
+    with pytest.raises(ValueError, match=r"`probes` 'orthogonal' cannot go with `sketch_fraction`"):
+        trace(factorised(matrix("bulk", 9)), method="one-sided-reverse", probes="orthogonal", sketch_fraction=0.5)
+
+
 @pytest.mark.parametrize(("fraction", "columns", "probes"), [(1 / 3, 20, 20), (1 / 6, 10, 40)])
 def test_splits(fraction, columns, probes):
     both = sketch.Sketch([Dense(matrix("bulk", 80))], fraction, seeded(), two_sided=True)
@@ -156,7 +216,7 @@ def test_chunks_do_not_change_the_result(monkeypatch, method):
     assert trace(gramian, method=method, budget=60).value == pytest.approx(whole.value, rel=1e-12)
 
 
-@pytest.mark.parametrize("method", ["hutchinson", "hutch++", "one-sided-reverse", "one-sided-forward"])
+@pytest.mark.parametrize("method", [*METHODS[:-1], "xtrace", "xnystrace"])
 def test_seeds_and_scaling(method):
     f = randn(80, 90)
     before = torch.random.get_rng_state()
@@ -170,7 +230,7 @@ def test_seeds_and_scaling(method):
     assert torch.equal(torch.random.get_rng_state(), before)
 
 
-@pytest.mark.parametrize("method", ["hutchinson", "hutch++", "one-sided-reverse", "exact"])
+@pytest.mark.parametrize("method", METHODS)
 def test_float32(method):
     a = matrix("slow power law", 100)
     estimate = trace(FactorGramian(Dense(factorised(a).factor.matrix.float())), method=method)
@@ -178,14 +238,14 @@ def test_float32(method):
     assert estimate.value == pytest.approx(double.value, rel=1e-5)
 
 
-@pytest.mark.parametrize("method", ["hutchinson", "hutch++", "exact", "auto"])
+@pytest.mark.parametrize("method", [*SQUARE, "exact", "auto"])
 def test_zero_operator(method):
     zero = torch.zeros(40, 40, dtype=torch.float64)
     estimate = trace(Dense(zero), method=method)
     assert (estimate.value, estimate.standard_error, estimate.status) == (0.0, 0.0, Status.CONVERGED)
 
 
-@pytest.mark.parametrize("method", ["hutchinson", "hutch++", "exact", "auto"])
+@pytest.mark.parametrize("method", [*SQUARE, "exact", "auto"])
 def test_not_finite(method):
     space = Space.of((80,))
     broken = Function(lambda v: v / 0.0, None, space)
@@ -220,7 +280,13 @@ def test_a_tensor_state_with_axes():
         ({"method": "magic"}, r"`method` must be one of 'auto', 'hutchinson', .*; got 'magic'"),
         ({"method": "one-sided-reverse"}, r"`method` 'one-sided-reverse' needs an operator A = F Fᵀ.*Use 'hutch\+\+'"),
         ({"method": "hutch++", "sketch_fraction": 0.5}, r"`sketch_fraction` must be between 0 and 0.5 .*; got 0.5"),
-        ({"method": "hutchinson", "sketch_fraction": 0.1}, r"`sketch_fraction` is for 'hutch\+\+' and the one-sided"),
+        ({"method": "hutchinson", "sketch_fraction": 0.1}, r"`sketch_fraction` is for the 'hutch\+\+' and the one-"),
+        ({"method": "hutch++-nonadaptive", "sketch_fraction": 0.4}, r"must be between 0 and 0.333 .*; got 0.4"),
+        ({"method": "hutch++", "probes": "sphere"}, r"`probes` is for 'hutchinson', .*; got it with 'hutch\+\+'"),
+        ({"method": "auto", "probes": "sphere"}, r"`probes` is for 'hutchinson', .*; got it with 'auto'"),
+        ({"method": "hutchinson", "probes": "gauss"}, r"`probes` must be one of 'signs', .*; got 'gauss'"),
+        ({"method": "xtrace", "probes": "orthogonal"}, r"'orthogonal' cannot go with method 'xtrace', .*use 'signs'"),
+        ({"method": "xtrace", "budget": 1}, r"`budget` must be at least 2 here, for one probe; got 1"),
         ({"method": "exact", "budget": 9}, r"`budget` must be at least 10 for method 'exact'.*got 9. Give budget=10"),
         ({"rtol": -0.1}, r"`rtol` must be a positive number"),
         ({"budget": 0}, r"`budget` must be a positive whole number"),

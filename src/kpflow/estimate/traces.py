@@ -27,6 +27,7 @@ from .base import (
     settle,
 )
 from .leave_one_out import NystromSketch, RangeSketch, reading, xnystrace, xtrace
+from .nonadaptive import OnePassSketch
 from .products import PROBES, Products, Samples, basis_blocks, inner, signs
 from .sketch import Sketch, orthonormal_rows, project_out
 
@@ -54,6 +55,8 @@ def trace(
     - "hutchinson": mean of ⟨g, A g⟩; variance 2 (‖A‖²_F − Σ Aᵢᵢ²)/m for symmetric A.
     - "hutch++": tr(Qᵀ A Q) + mean ⟨g, (I−QQᵀ) A (I−QQᵀ) g⟩ with Q a basis of A S for q = f m columns of signs S
       (Meyer, Musco, Musco, Woodruff 2021). Exact to rounding if rank A ≤ q. It keeps 2 (q + s) vectors.
+    - "hutch++-nonadaptive": tr Ã + mean ⟨g, (A−Ã) g⟩ with Ã = A R (Sᵀ A R)⁺ Sᵀ A for m/4 columns of signs S, twice as
+      many R, and m/4 probes g (same source): no product waits for another. It keeps 1.25 m vectors.
     - "xtrace": as hutch++, but each of m/2 test vectors is both in the sketch (for all others) and a probe (of what the
       others leave): XTrace (Epperly, Tropp, Webber 2024). It keeps 1.5 m vectors.
     - "xnystrace": the same with the Nyström approximation A S (Sᵀ A S)⁻¹ (A S)ᵀ from m test vectors S, for positive
@@ -73,9 +76,10 @@ def trace(
         budget: The most products to take (1000 if not given); without `rtol`, all of them are taken. One product is
             one with A, or for the one-sided methods one with F or Fᵀ.
         sketch_fraction: f. For hutch++ between 0 and 1/2: 1/3 (default) is the classical split q = s = m/3, 1/6 the
-            split of the trace-estimation paper. For the one-sided methods between 0 (default) and 1: the part of the
-            first probes that are made orthonormal and summed exactly, tr = ‖Fᵀ Q‖² + mean ‖Fᵀ (I−QQᵀ) g‖²; the paper
-            has 1/6. That Q is random, so it is no sketch of the range.
+            split of the trace-estimation paper. For hutch++-nonadaptive between 0 and 1/3: f m products go into S, 2 f
+            m into R, the rest into the probes; 1/4 (default) as in its paper. For the one-sided methods between 0
+            (default) and 1: the part of the first probes that are made orthonormal and summed exactly,
+            tr = ‖Fᵀ Q‖² + mean ‖Fᵀ (I−QQᵀ) g‖²; the paper has 1/6. That Q is random, so it is no sketch of the range.
         probes: "signs": the default, but for xtrace and xnystrace. "sphere": uniform directions of length √n, their
             default; variance 2n/(n+2) (‖A‖²_F − (tr A)²/n)/m for hutchinson. "orthogonal" (hutchinson, one-sided):
             uniform directions orthogonal to each other; variance that of "sphere" times (n−m)/(n−1), so exact for
@@ -169,7 +173,12 @@ def _hutchpp(job: _Job) -> Estimate:
     return job.settle("hutch++", functools.partial(_read_sketch, sketch))
 
 
-def _read_sketch(sketch: Sketch, total: int) -> Reading:
+def _nonadaptive(job: _Job) -> Estimate:
+    sketch = OnePassSketch(job.operator, job.fraction or 1 / 4, job.generator)
+    return job.settle("hutch++-nonadaptive", functools.partial(_read_sketch, sketch))
+
+
+def _read_sketch(sketch: Sketch | OnePassSketch, total: int) -> Reading:
     sketch.grow(total)
     held, samples = sketch.trace()
     value, error = jackknife(_first, samples[:, None])
@@ -267,6 +276,7 @@ def _one_sided_or_hutchpp(job: _Job) -> Estimate:
 _METHODS: dict[str, Callable[[_Job], Estimate]] = {
     "hutchinson": _hutchinson,
     "hutch++": _hutchpp,
+    "hutch++-nonadaptive": _nonadaptive,
     "xtrace": _xtrace,
     "xnystrace": _xnystrace,
     "one-sided-reverse": _one_sided_reverse,
@@ -313,13 +323,13 @@ def _check_fraction(method: str, fraction: float | None) -> float | None:
     """Raise unless `sketch_fraction` suits the method; None is the method's default."""
     if fraction is None:
         return None
-    if method not in ("hutch++", "one-sided-reverse", "one-sided-forward"):
+    high = {"hutch++": 1 / 2, "hutch++-nonadaptive": 1 / 3, "one-sided-reverse": 1, "one-sided-forward": 1}.get(method)
+    if high is None:
         raise ValueError(
-            f"`sketch_fraction` is for 'hutch++' and the one-sided methods; got it with {method!r}. Leave it out."
+            f"`sketch_fraction` is for the 'hutch++' and the one-sided methods; got it with {method!r}. Leave it out."
         )
-    high = 0.5 if method == "hutch++" else 1.0
     if not 0 < fraction < high:
-        raise ValueError(f"`sketch_fraction` must be between 0 and {high:g} for method {method!r}; got {fraction!r}.")
+        raise ValueError(f"`sketch_fraction` must be between 0 and {high:.3g} for method {method!r}; got {fraction!r}.")
     return fraction
 
 
