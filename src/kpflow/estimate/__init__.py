@@ -6,8 +6,10 @@ from .densities import Density, density
 from .low_rank import Nystrom, nystrom
 from .norms import frobenius_norm, operator_norm
 from .ranks import effective_rank
+from .sampling import entries
 from .spectra import Modes, modes
 from .spectral_sums import count_above, entropy_rank, log_determinant, spectral_sum
+from .stable import stable_rank
 from .traces import trace
 
 __all__ = [
@@ -20,6 +22,7 @@ __all__ = [
     "count_above",
     "density",
     "effective_rank",
+    "entries",
     "entropy_rank",
     "frobenius_norm",
     "log_determinant",
@@ -27,5 +30,6 @@ __all__ = [
     "nystrom",
     "operator_norm",
     "spectral_sum",
+    "stable_rank",
     "trace",
 ]

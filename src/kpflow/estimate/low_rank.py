@@ -11,7 +11,7 @@ from torch import Tensor
 from kpflow._checks import check_generator, check_positive, check_range
 from kpflow.operators import LowRank, Operator
 
-from .base import MIN_PROBES, Effort, Estimate, Reading, Status, check_operator, jackknife, not_finite
+from .base import Effort, Estimate, Reading, Status, check_operator, jackknife, not_finite
 from .products import NotFiniteError, Products, gram, inner, signs
 from .sketch import orthonormal_rows
 
@@ -100,7 +100,7 @@ def nystrom(
     Raises:
         TypeError: `operator` is no operator, or `generator` no generator.
         ValueError: `operator` is not known to be symmetric, or is found not to be positive; neither or both of `rank`
-            and `rtol` are given; a number is out of range, or the budget does not suffice for the sketch and the probes.
+            and `rtol` are given; a number is out of range, or the budget does not suffice for sketch and probes.
         FloatingPointError: A product holds NaN or inf.
 
     References:
@@ -183,9 +183,7 @@ class _Sketch:
         root = (values.sqrt().to(rows.dtype)[:, None] * rows).mT
         operator = LowRank(root, None, (self.space, self.space))
         error, trace = self._errors(values, rows)
-        return Nystrom(
-            values.to(rows.dtype), vectors, operator, error, trace, self.products.count, status, "Nyström"
-        )
+        return Nystrom(values.to(rows.dtype), vectors, operator, error, trace, self.products.count, status, "Nyström")
 
     def _eigenpairs(self) -> tuple[Float[Tensor, " K"], Float[Tensor, "K N"]]:
         """Eigenpairs of Â, those to rounding left out. [Tropp et al. 2017, Algorithm 3]."""
