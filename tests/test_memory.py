@@ -42,3 +42,33 @@ def test_the_cap_would_stop_a_dense_matrix():
     finished = run(SCRIPT + "\nkp.operators.to_dense(ntk)")
     assert finished.returncode != 0
     assert "memory" in finished.stderr
+
+
+PEAK = """
+import resource, sys, torch, kpflow as kp
+torch.set_num_threads(1)
+kind, memory, probes = sys.argv[1], int(sys.argv[2]), 24
+model = getattr(torch.nn, kind)(3, 96, batch_first=True)
+inputs = torch.randn(24, 60, 3, generator=torch.Generator().manual_seed(0))
+small = kp.Ntk(kp.linearise(model, inputs[:1, :2]))
+small(torch.randn(20, *small.in_shape))  # loads the libraries
+torch.linalg.eigh(torch.eye(200, dtype=torch.float64))
+before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+lin = kp.linearise(model, inputs, memory=memory)
+ntk = kp.Ntk(lin)
+ntk(torch.randn(probes, *lin.space.shape, generator=torch.Generator().manual_seed(1)))
+used = 1024 * (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before)
+block = probes * lin.states.nbytes
+print(used, lin.peak_bytes(probes), block, lin.peak_bytes(0))
+"""
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="reads the peak memory as Linux tells it")
+@pytest.mark.parametrize("kind", ["RNN", "GRU", "LSTM"])
+@pytest.mark.parametrize("memory", [2**32, 2**26])
+def test_a_product_takes_no_more_than_predicted(kind, memory):
+    script = [sys.executable, "-c", PEAK, kind, str(memory)]
+    finished = subprocess.run(script, capture_output=True, text=True, check=True)
+    used, predicted, block, fixed = map(int, finished.stdout.split())
+    assert used <= predicted
+    assert used - fixed <= 3 * block

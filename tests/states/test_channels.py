@@ -5,7 +5,7 @@ import torch
 from torch import nn
 
 import kpflow as kp
-from kpflow.states import channels
+from kpflow.states import channels, transitions
 
 
 def _gap(left, right):
@@ -86,3 +86,29 @@ def test_probes_are_not_overwritten():
         operator(probe)
         operator.T(probe)
     assert torch.equal(probe, kept)
+
+
+def test_the_jacobians_of_a_gru_are_formed_only_if_they_fit():
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        model = nn.GRU(3, 16, batch_first=True, dtype=torch.float64)
+    inputs = torch.randn(4, 10, 3, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    with pytest.raises(ValueError, match="memory") as refusal:
+        kp.linearise(model, inputs, memory=1000)
+    least = int(str(refusal.value).split("at least ")[1].split(" ")[0])
+    plenty, scarce = (kp.linearise(model, inputs, memory=memory) for memory in (2**32, least))
+    assert isinstance(plenty.layers[0].transition, transitions.DenseTransition)
+    assert isinstance(scarce.layers[0].transition, transitions.GatedTransition)
+    probes = torch.randn(7, *plenty.space.shape, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
+    assert _gap(kp.Ntk(scarce)(probes), kp.Ntk(plenty)(probes)) < 1e-13
+    assert _gap(scarce.residual(scarce.propagate(probes)), probes) < 1e-13
+    assert _gap(scarce.residual_adjoint(scarce.propagate_adjoint(probes)), probes) < 1e-13
+    assert scarce.peak_bytes(7) < plenty.peak_bytes(7)
+
+
+def test_too_little_memory_is_refused_with_what_is_needed():
+    inputs = torch.zeros(2, 3, 3)
+    with pytest.raises(ValueError, match=r"`memory` must be at least \d+ bytes for the Jacobians and one probe of"):
+        kp.linearise(nn.GRU(3, 4, batch_first=True), inputs, memory=100)
+    with pytest.raises(ValueError, match="`memory` must be a positive whole number"):
+        kp.linearise(nn.GRU(3, 4, batch_first=True), inputs, memory=-1)

@@ -80,11 +80,17 @@ class Linearisation(abc.ABC):
     parameters: Space
     """The space of the trainable parameters, by name on one flat axis."""
 
-    core: Space
-    """The space of the core C, a factor of K = J Jᵀ = C Cᵀ that may be smaller than J."""
-
     readout: Readout | None
     """The map from states to the model's outputs, if the model has one."""
+
+    @property
+    @abc.abstractmethod
+    def core(self) -> Space:
+        """The space of the core C, a factor of K = J Jᵀ = C Cᵀ that may be smaller than J."""
+
+    @abc.abstractmethod
+    def peak_bytes(self, probes: int) -> int:
+        """Predicted bytes of a product with so many probes, at most: the Jacobians, the block, its result, between."""
 
     @abc.abstractmethod
     def propagate(self, state: Tensor) -> Tensor:

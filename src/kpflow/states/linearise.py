@@ -6,7 +6,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from kpflow._checks import check_finite, check_tensor
+from kpflow._checks import check_finite, check_positive, check_tensor
 
 from .adapters import Adapter, Call, adapter_for
 from .base import Linearisation
@@ -20,7 +20,7 @@ from .prepare import (
     trainable_initial,
     with_initial,
 )
-from .recurrent import Layer, RecurrentLinearisation, Upstream
+from .recurrent import MEMORY, Layer, RecurrentLinearisation, Upstream
 from .steps import Drive, Roles
 from .surround import LEAK, CoreReadout, ModelReadout, Surround, find_upstream
 from .twin import twin
@@ -44,6 +44,7 @@ def linearise(
     initial: Any = None,
     lengths: Tensor | None = None,
     parameters: Mapping[str, Tensor] | None = None,
+    memory: Any = MEMORY,
 ) -> Linearisation:
     """Record the states of a model on `inputs` and linearise the equation S = F(S, x, θ) that they solve.
 
@@ -66,6 +67,9 @@ def linearise(
             side, an LSTM's as h‖c); zero by default. If it requires a gradient, it is a parameter named "initial".
         lengths: Number of steps of each trial, shape `[B]`, for padded batches; states after the end are zero.
         parameters: Parameters of a step that is a function.
+        memory: Bytes that the Jacobians, and what a product needs beside its block and its result, may take: blocks of
+            probes are done in pieces that fit, and the Jacobians of a GRU are formed only if they do. `peak_bytes` of
+            the result predicts what a product takes in all.
 
     Returns:
         The linearisation; its `states` are `[B, T, H]`.
@@ -87,22 +91,23 @@ def linearise(
     """
     if not callable(model):
         raise TypeError(f"`model` must be a torch.nn.Module or a function step(h, x); got {type(model).__name__}.")
+    check_positive("memory", memory, integer=True)
     if isinstance(model, nn.Module):
         check_deterministic(model)
     with torch.inference_mode(False), torch.no_grad(), torch.random.fork_rng():
         adapter = adapter_for(model)
         if core is not None:
-            lin = _linearise_around(model, core, inputs, initial, lengths)
+            lin = _linearise_around(model, core, inputs, initial, lengths, memory)
         elif adapter is not None and isinstance(model, nn.Module):
-            lin = _linearise_core(model, adapter, inputs, initial, lengths)
+            lin = _linearise_core(model, adapter, inputs, initial, lengths, memory)
         else:
-            lin = _linearise_step(model, inputs, initial, lengths, parameters)
+            lin = _linearise_step(model, inputs, initial, lengths, parameters, memory)
     check_finite("states", lin.states, lin.space.axes, "The trajectory diverges; look at the weights and inputs.")
     return lin
 
 
 def _linearise_core(
-    model: nn.Module, adapter: Adapter, inputs: Any, initial: Any, lengths: Tensor | None
+    model: nn.Module, adapter: Adapter, inputs: Any, initial: Any, lengths: Tensor | None, memory: int
 ) -> RecurrentLinearisation:
     """A bare recurrent module."""
     if not isinstance(inputs, nn.utils.rnn.PackedSequence):
@@ -113,14 +118,14 @@ def _linearise_core(
     trials = drive.inputs.shape[1]
     upstream = _initial_upstream(initial, lambda given: adapter.initial_state(given, trials))
     layers = _stack(adapter, model, model, drive)
-    lin = RecurrentLinearisation(layers, parameter_space(trained), upstream)
+    lin = RecurrentLinearisation(layers, parameter_space(trained), upstream, memory=memory)
     start = lin.states.shape[-1] - layers[-1].width
     lin.readout = CoreReadout(lin.states, slice(start, start + layers[-1].size), lin.parameters)
     return lin
 
 
 def _linearise_around(
-    model: Any, core: str, inputs: Any, initial: Any, lengths: Tensor | None
+    model: Any, core: str, inputs: Any, initial: Any, lengths: Tensor | None, memory: int
 ) -> RecurrentLinearisation:
     """A model around a recurrent core."""
     module, adapter = _find_core(model, core)
@@ -142,14 +147,15 @@ def _linearise_around(
         return surround.finish(values, states, call.lengths)
 
     layers = _stack(adapter, module, model, drive)
-    lin = RecurrentLinearisation(layers, parameter_space(trained), find_upstream(before, trained))
+    upstream = find_upstream(before, trained)
+    lin = RecurrentLinearisation(layers, parameter_space(trained), upstream, memory=memory)
     surround.check_output(lin.states, call.lengths)
     lin.readout = ModelReadout(after, lin.states, trained, lin.parameters)
     return lin
 
 
 def _linearise_step(
-    model: Any, inputs: Any, initial: Any, lengths: Tensor | None, parameters: Named | None
+    model: Any, inputs: Any, initial: Any, lengths: Tensor | None, parameters: Named | None, memory: int
 ) -> RecurrentLinearisation:
     """A step by itself."""
     if initial is None:
@@ -179,7 +185,7 @@ def _linearise_step(
     space = parameter_space(own | trainable_initial(initial))
     names = {id(value): name for name, value in given.items()}
     layer = step_layer(step, own, drive, names, FUNCTION_LEAK if module is None else LEAK)
-    return RecurrentLinearisation([layer], space, upstream)
+    return RecurrentLinearisation([layer], space, upstream, memory=memory)
 
 
 def _find_core(model: Any, core: str) -> tuple[nn.Module, Adapter]:

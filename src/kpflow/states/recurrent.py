@@ -16,14 +16,18 @@ from torch import Tensor
 from kpflow.spaces import Space
 
 from .base import Linearisation, Readout, Site
+from .channels import CHUNK_ENTRIES
 from .derivatives import pullback, pushforward
 from .gates import Gates
-from .transitions import Transition
+from .transitions import GatedTransition, Transition
 from .weights import Weights, flattened, unflattened
 
 __all__ = ["InputMap", "Layer", "RecurrentLinearisation", "Upstream"]
 
 ALL = slice(None)
+
+MEMORY = 4 * 2**30
+"""Bytes that the Jacobians and a product may take, if the user does not say."""
 
 PIECE_BYTES = 24 * 2**20
 """Size of the states of the probes that are done at once: smaller pieces waste calls, larger ones are up to 1.5 times
@@ -76,6 +80,12 @@ class Layer:
         """n."""
         return self.states.shape[-1]
 
+    def within(self, memory: int) -> "Layer":
+        """The same layer in its fastest form that takes at most `memory` bytes more."""
+        if isinstance(self.transition, GatedTransition):
+            return dataclasses.replace(self, transition=self.transition.within(memory))
+        return self
+
 
 @final
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -111,6 +121,7 @@ class RecurrentLinearisation(Linearisation):
         parameters: Space of the trainable parameters.
         upstream: What depends on parameters before the recurrence, if anything does.
         readout: The map to the model's outputs, if there is one.
+        memory: Bytes that the Jacobians and a product may take, beside its block and its result.
     """
 
     def __init__(
@@ -119,6 +130,7 @@ class RecurrentLinearisation(Linearisation):
         parameters: Space,
         upstream: Upstream | None = None,
         readout: Readout | None = None,
+        memory: int = MEMORY,
     ) -> None:
         self.layers = tuple(layers)
         self.parameters = parameters
@@ -127,8 +139,15 @@ class RecurrentLinearisation(Linearisation):
         self.states = torch.cat([layer.states for layer in self.layers], dim=-1).transpose(0, 1).contiguous()
         axes = ("trial", "time", "unit")
         self.space = Space.of(self.states.shape, axes, self.states.dtype, self.states.device)
+        spare = self._spare(memory)
+        self.layers = tuple(layer.within(spare // (2 * len(layers))) for layer in layers)
+        self._piece = max(1, min(PIECE_BYTES // self.states.nbytes, 1 + self._spare(memory) // self._probe_bytes))
 
-    @functools.cached_property
+    def peak_bytes(self, probes: int) -> int:
+        ends = 2 * probes * max(self.states.nbytes, self._parameter_bytes)
+        return self._fixed_bytes + ends + min(probes, self._piece) * self._probe_bytes
+
+    @property
     def core(self) -> Space:
         if self._core_sizes is None:
             return self.parameters
@@ -179,11 +198,42 @@ class RecurrentLinearisation(Linearisation):
         return result
 
     def _by_pieces(self, function: Callable[[Tensor], Tensor], block: Tensor) -> Tensor:
-        """The function on a block of probes, which it may overwrite, in pieces that cache and allocator handle well."""
-        length = max(1, PIECE_BYTES // (self.states.numel() * self.states.element_size()))
-        if len(block) <= length:
+        """The function on a block of probes, which it may overwrite, in pieces that fit the cache and the memory."""
+        if len(block) <= self._piece:
             return function(block.clone())
-        return torch.cat([function(piece.clone()) for piece in block.split(length)])
+        result: Tensor | None = None
+        for start in range(0, len(block), self._piece):
+            piece = function(block[start : start + self._piece].clone())
+            result = piece.new_empty(len(block), *piece.shape[1:]) if result is None else result
+            result[start : start + len(piece)] = piece
+        assert result is not None  # the block is longer than a piece
+        return result
+
+    def _spare(self, memory: int) -> int:
+        """What is left of the memory beside the Jacobians and one probe."""
+        least = self._fixed_bytes + self._probe_bytes
+        if memory < least:
+            raise ValueError(
+                f"`memory` must be at least {least} bytes for the Jacobians and one probe of {self.space}; "
+                f"got {memory}. Give more, or take fewer trials or steps."
+            )
+        return memory - least
+
+    @property
+    def _fixed_bytes(self) -> int:
+        """Of the linearisation itself, and of the scratch of a product."""
+        layers = sum(layer.states.nbytes + layer.transition.nbytes + layer.weights.nbytes for layer in self.layers)
+        scratch = 4 * max(CHUNK_ENTRIES * self.states.element_size(), self.states.nbytes)
+        return layers + self.states.nbytes + scratch
+
+    @property
+    def _probe_bytes(self) -> int:
+        """Between the block and the result, for each probe of a piece."""
+        return 2 * (self.states.nbytes + self._parameter_bytes)
+
+    @property
+    def _parameter_bytes(self) -> int:
+        return self.parameters.size * self.states.element_size()
 
     def _residual(self, state: Tensor) -> Tensor:
         moved = torch.zeros_like(state)

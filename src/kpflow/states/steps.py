@@ -14,7 +14,7 @@ from torch import Tensor
 from .derivatives import entrywise_slope
 from .gates import Gates
 from .recurrent import InputMap, Layer
-from .transitions import DenseTransition, GatedTransition
+from .transitions import GatedTransition
 from .weights import SiteWeights, WeightSite
 
 __all__ = ["Drive", "Roles", "gru_layer", "low_rank_layer", "lstm_layer", "rate_layer", "rnn_layer"]
@@ -160,7 +160,7 @@ def gru_layer(roles: Roles, drive: Drive) -> Layer:
         roles.site({"weight_hh": previous, "bias_hh": None}, hidden, names),
         roles.site({"weight_ih": drive.inputs, "bias_ih": None}, external, names),
     ]
-    transition = _dense_transition(weight, hidden, _trial_first(drive.masked(update)))
+    transition = GatedTransition(weight, hidden, None, _trial_first(drive.masked(update)).unsqueeze(2))
     return _layer(states, transition, sites, InputMap(roles["weight_ih"], external))
 
 
@@ -188,7 +188,7 @@ def lstm_layer(roles: Roles, drive: Drive) -> Layer:
 
 def _layer(
     states: Tensor,
-    transition: DenseTransition | GatedTransition,
+    transition: GatedTransition,
     sites: list[WeightSite | None],
     inputs: InputMap,
     size: int | None = None,
@@ -218,17 +218,6 @@ def _lstm_step(gates: Tensor, cell: Tensor) -> Tensor:
     i, f, g, o = _lstm_gates(gates)
     cell = f * cell + i * g
     return torch.cat([o * torch.tanh(cell), cell], dim=-1)
-
-
-def _dense_transition(weight: Tensor, gates: Gates, carry: Tensor) -> DenseTransition:
-    """A = Σ_g diag(slope_g) W_g + diag(carry), formed once: with G gates it is G times cheaper than W in a product."""
-    slope = gates.slope.squeeze(2)  # [B, T, G, H]
-    jacobian = slope[:, :, 0, :, None] * weight[: slope.shape[-1]]
-    for g, block in enumerate(weight.chunk(slope.shape[2])):
-        if g:
-            jacobian.addcmul_(slope[:, :, g, :, None], block)
-    jacobian.diagonal(dim1=-2, dim2=-1).add_(carry)
-    return DenseTransition(jacobian)
 
 
 def _leak(drive: Drive, states: Tensor, alpha: float) -> Tensor | None:

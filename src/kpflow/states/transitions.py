@@ -23,6 +23,11 @@ class Transition(abc.ABC):
     def add_product_adjoint(self, times: Times, state: Tensor, out: Tensor) -> None:
         """Add A_tᵀ state to `out`."""
 
+    @property
+    @abc.abstractmethod
+    def nbytes(self) -> int:
+        """Bytes that its tensors take."""
+
     def propagate(self, block: Tensor) -> None:
         """y_t = q_t + A_t y_{t−1}, in the place of q `[S, B, T, n]`."""
         for t in range(1, block.shape[2]):
@@ -50,6 +55,10 @@ class DenseTransition(Transition):
 
     def add_product_adjoint(self, times: Times, state: Tensor, out: Tensor) -> None:
         _add_batched(state, self.jacobian[:, times], out)
+
+    @property
+    def nbytes(self) -> int:
+        return self.jacobian.nbytes
 
 
 @final
@@ -91,6 +100,32 @@ class GatedTransition(Transition):
             carry, rows = self.carry[:, times], state.unflatten(-1, (-1, size))
             for r in range(rows.shape[-2]):
                 out[..., -size:].addcmul_(carry[..., r, :], rows[..., r, :])
+
+    @property
+    def nbytes(self) -> int:
+        tensors = (self.weight, self.gates.slope, self.gain, self.carry)
+        return sum(tensor.nbytes for tensor in tensors if tensor is not None)
+
+    def within(self, memory: int) -> Transition:
+        """The same transition with its Jacobians formed, if that saves work and they fit: of a GRU, not of an LSTM.
+
+        A product with W costs G·U·H multiplications a step, one with A n².
+        """
+        trials, steps, blocks, _, size = self.gates.slope.shape
+        formed = trials * steps * size * size * self.weight.element_size()
+        saves = blocks == 1 and self.weight.numel() > size * size and self.gates.mixing is None and self.gain is None
+        return self._formed() if saves and formed <= memory else self
+
+    def _formed(self) -> DenseTransition:
+        """A = Σ_g diag(slope_g) W_g + diag(carry)."""
+        slope = self.gates.slope.squeeze(2)  # [B, T, G, H]
+        jacobian = slope[:, :, 0, :, None] * self.weight[: slope.shape[-1]]
+        for g, block in enumerate(self.weight.chunk(slope.shape[2])):
+            if g:
+                jacobian.addcmul_(slope[:, :, g, :, None], block)
+        if self.carry is not None:
+            jacobian.diagonal(dim1=-2, dim2=-1).add_(self.carry.squeeze(2))
+        return DenseTransition(jacobian)
 
 
 def _add_batched(state: Tensor, matrices: Tensor, out: Tensor) -> None:

@@ -43,6 +43,11 @@ class Weights(abc.ABC):
 
     @property
     @abc.abstractmethod
+    def nbytes(self) -> int:
+        """Bytes that its tensors take."""
+
+    @property
+    @abc.abstractmethod
     def core_size(self) -> int:
         """Entries of what C takes."""
 
@@ -128,6 +133,10 @@ class SiteWeights(Weights):
         return [pair for site in self.members for pair in site.vjp(state)]
 
     @property
+    def nbytes(self) -> int:
+        return sum(site.features.nbytes + site.gates.slope.nbytes for site in self.members)
+
+    @property
     def core_size(self) -> int:
         return sum(channel.size for channel in self._core)
 
@@ -176,6 +185,10 @@ class AutodiffWeights(Weights):
 
     def vjp(self, state: Tensor) -> Pairs:
         return list(pullback(self.function, self.parameters)(state).items()) if self.parameters else []
+
+    @property
+    def nbytes(self) -> int:
+        return sum(value.nbytes for value in self.parameters.values())
 
     @property
     def core_size(self) -> int:
