@@ -1,4 +1,4 @@
-"""The problems that are timed, and the baseline that a user would write by hand."""
+"""The problems that are timed, and what a user would write by hand instead."""
 
 import dataclasses
 from collections.abc import Callable
@@ -8,16 +8,17 @@ from torch import Tensor, nn
 
 import kpflow as kp
 
-__all__ = ["PROBLEMS", "Problem", "baseline_product"]
+__all__ = ["GRU", "PROBLEMS", "ByHand", "Problem", "low_dimensional"]
 
 
 @dataclasses.dataclass(frozen=True)
 class Problem:
-    """A model with its inputs."""
+    """A model with its inputs; `readout` says whose kernel is compared, the states' (None) or the "outputs'"."""
 
     name: str
     model: nn.Module
     inputs: Tensor
+    readout: str | None = None
 
 
 def _seeded(build: Callable[[], nn.Module]) -> nn.Module:
@@ -26,34 +27,57 @@ def _seeded(build: Callable[[], nn.Module]) -> nn.Module:
         return build()
 
 
-def _inputs(*shape: int) -> Tensor:
-    return torch.randn(*shape, generator=torch.Generator().manual_seed(1))
+def _inputs(*shape: int, dtype: torch.dtype = torch.float32) -> Tensor:
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(1), dtype=dtype)
 
 
-PROBLEMS: dict[str, Callable[[], Problem]] = {
-    "rate RNN I=3 H=256, 30 × 90": lambda: Problem(
-        "rate RNN I=3 H=256, 30 × 90", kp.states.cells.RateRNN(3, 256), _inputs(30, 90, 3)
+def low_dimensional(trials: int, steps: int, channels: int) -> Tensor:
+    """Smooth inputs along two directions, as those of a task are."""
+    slow = _inputs(trials, steps, 2).cumsum(1) / steps**0.5
+    return slow @ _inputs(2, channels)
+
+
+def _rate(inputs: Tensor) -> tuple[nn.Module, Tensor]:
+    return kp.states.cells.RateRNN(3, 256), inputs
+
+
+def _lstm() -> tuple[nn.Module, Tensor]:
+    """In float64: PyTorch's LSTM has no forward mode in float32 on the CPU. Its output is h, a part of its state."""
+    model = _seeded(lambda: nn.LSTM(10, 64, batch_first=True, dtype=torch.float64))
+    return model, _inputs(15, 50, 10, dtype=torch.float64)
+
+
+GRU = "GRU I=10 H=64, 15 × 50"
+
+PROBLEMS: dict[str, Callable[[str], Problem]] = {
+    GRU: lambda name: Problem(name, _seeded(lambda: nn.GRU(10, 64, batch_first=True)), _inputs(15, 50, 10)),
+    "LSTM I=10 H=64, 15 × 50, float64": lambda name: Problem(name, *_lstm(), readout="outputs"),
+    "rate RNN I=3 H=256, 30 × 90, white inputs": lambda name: Problem(name, *_rate(_inputs(30, 90, 3))),
+    "rate RNN I=3 H=256, 30 × 90, smooth inputs": lambda name: Problem(name, *_rate(low_dimensional(30, 90, 3))),
+    "nn.RNN I=3 H=128, 32 × 100": lambda name: Problem(
+        name, _seeded(lambda: nn.RNN(3, 128, batch_first=True)), _inputs(32, 100, 3)
     ),
-    "GRU I=10 H=64, 15 × 50": lambda: Problem(
-        "GRU I=10 H=64, 15 × 50", _seeded(lambda: nn.GRU(10, 64, batch_first=True)), _inputs(15, 50, 10)
-    ),
-    "nn.RNN I=3 H=128, 32 × 100": lambda: Problem(
-        "nn.RNN I=3 H=128, 32 × 100", _seeded(lambda: nn.RNN(3, 128, batch_first=True)), _inputs(32, 100, 3)
+    "GRU I=3 H=128, 20 × 90, smooth inputs": lambda name: Problem(
+        name, _seeded(lambda: nn.GRU(3, 128, batch_first=True)), low_dimensional(20, 90, 3)
     ),
 }
 
 
-def baseline_product(model: nn.Module, inputs: Tensor) -> Callable[[Tensor], Tensor]:
-    """NTK products by `torch.func.vmap(jvp ∘ vjp)` of the unrolled module: what one writes by hand."""
-    parameters = {name: value.detach() for name, value in model.named_parameters()}
+class ByHand:
+    """Products of the whole module by `torch.func`, as one writes them: vmap over vjp and jvp."""
 
-    def states(values: dict[str, Tensor]) -> Tensor:
-        result = torch.func.functional_call(model, values, (inputs,))
+    def __init__(self, problem: Problem) -> None:
+        self.parameters = {name: value.detach() for name, value in problem.model.named_parameters()}
+        self._model, self._inputs = problem.model, problem.inputs
+        _, self._pull, *_ = torch.func.vjp(self._states, self.parameters)
+        self.ntk = torch.vmap(self._product)
+        """NTK products for a block of probes."""
+        self.vjp = torch.vmap(lambda probe: self._pull(probe)[0])
+        """Vector-Jacobian products for a block of probes."""
+
+    def _states(self, values: dict[str, Tensor]) -> Tensor:
+        result = torch.func.functional_call(self._model, values, (self._inputs,))
         return result[0] if isinstance(result, tuple) else result
 
-    _, pull, *_ = torch.func.vjp(states, parameters)
-
-    def product(probe: Tensor) -> Tensor:
-        return torch.func.jvp(states, (parameters,), (pull(probe)[0],))[1]
-
-    return torch.vmap(product)
+    def _product(self, probe: Tensor) -> Tensor:
+        return torch.func.jvp(self._states, (self.parameters,), (self._pull(probe)[0],))[1]

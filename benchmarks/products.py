@@ -1,54 +1,50 @@
-"""Time of one NTK product a probe, against the baseline, in pairs within one run."""
+"""Time of one NTK product a probe, against `torch.func.vmap(jvp ∘ vjp)` of the module, in pairs within one run."""
 
 import statistics
-import time
-from collections.abc import Callable
 from typing import Any
 
 import torch
 
 import kpflow as kp
 
-from .problems import PROBLEMS, Problem, baseline_product
+from .problems import PROBLEMS, ByHand, Problem
+from .timing import paired, seconds
 
 __all__ = ["run"]
 
 PROBES = 64
 
 
-def run(repeats: int = 3) -> list[dict[str, Any]]:
-    """One row a problem: milliseconds a probe of both, their ratio (median of pairs), and how far results differ."""
-    return [_row(build(), repeats) for build in PROBLEMS.values()]
+def run(repeats: int, device: torch.device) -> list[dict[str, Any]]:
+    """One row a problem: seconds a probe of both, the median ratio of the pairs, and how far the results differ."""
+    return [_row(build(name), repeats, device) for name, build in PROBLEMS.items()]
 
 
-def _row(problem: Problem, repeats: int) -> dict[str, Any]:
+def _row(problem: Problem, repeats: int, device: torch.device) -> dict[str, Any]:
+    problem.model.to(device)
+    problem = Problem(problem.name, problem.model, problem.inputs.to(device), problem.readout)
     lin = kp.linearise(problem.model, problem.inputs)
-    ntk, by_hand = kp.Ntk(lin), baseline_product(problem.model, problem.inputs)
-    probes = torch.randn(PROBES, *lin.space.shape, generator=torch.Generator().manual_seed(2))
-    expected, got = by_hand(probes), ntk(probes)
-    single = probes[:1]
-    by_hand(single)
-    pairs = [(_seconds(by_hand, probes) / PROBES, _seconds(ntk, probes) / PROBES) for _ in range(repeats)]
+    ntk, by_hand = kp.Ntk(lin, readout=problem.readout), ByHand(problem)
+    space = ntk.in_space
+    probes = torch.randn(PROBES, *space.shape, generator=torch.Generator().manual_seed(2), dtype=space.dtype).to(device)
+    expected, got = by_hand.ntk(probes), ntk(probes)
+    singly = [seconds(lambda: by_hand.ntk(probes[:1]), device) for _ in range(repeats)]
+    times = paired(lambda: by_hand.ntk(probes), lambda: ntk(probes), repeats, device)
     return {
         "problem": problem.name,
         "states": lin.space.size,
         "parameters": lin.parameters.size,
+        "core": lin.core.size,
         "baseline": "torch.func.vmap(jvp ∘ vjp) of the module",
         "probes_in_a_block": PROBES,
-        "baseline_ms_one_probe_at_a_time": 1e3 * statistics.median(_seconds(by_hand, single) for _ in range(repeats)),
-        "baseline_ms_per_probe": 1e3 * statistics.median(pair[0] for pair in pairs),
-        "kpflow_ms_per_probe": 1e3 * statistics.median(pair[1] for pair in pairs),
-        "ratio": statistics.median(pair[0] / pair[1] for pair in pairs),
-        "ratios": [pair[0] / pair[1] for pair in pairs],
-        "linearise_ms": 1e3 * _seconds(lambda _: kp.linearise(problem.model, problem.inputs), None),
+        "baseline_ms_one_probe_at_a_time": 1e3 * statistics.median(singly),
+        "baseline_ms_per_probe": 1e3 * times["baseline_seconds"] / PROBES,
+        "kpflow_ms_per_probe": 1e3 * times["kpflow_seconds"] / PROBES,
+        "ratio": times["ratio"],
+        "ratios": times["ratios"],
+        "linearise_ms": 1e3 * seconds(lambda: kp.linearise(problem.model, problem.inputs), device),
         "relative_difference": float(
             torch.linalg.vector_norm(got - expected, dtype=torch.float64)
             / torch.linalg.vector_norm(expected, dtype=torch.float64)
         ),
     }
-
-
-def _seconds(function: Callable[[Any], Any], argument: Any) -> float:
-    start = time.perf_counter()
-    function(argument)
-    return time.perf_counter() - start
