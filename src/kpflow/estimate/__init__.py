@@ -3,6 +3,7 @@
 from .alignments import alignment
 from .base import Estimate, Status
 from .densities import Density, density
+from .diagonals import DiagonalEstimate, diagonal
 from .low_rank import Nystrom, nystrom
 from .norms import frobenius_norm, operator_norm
 from .ranks import effective_rank
@@ -14,6 +15,7 @@ from .traces import trace
 
 __all__ = [
     "Density",
+    "DiagonalEstimate",
     "Estimate",
     "Modes",
     "Nystrom",
@@ -21,6 +23,7 @@ __all__ = [
     "alignment",
     "count_above",
     "density",
+    "diagonal",
     "effective_rank",
     "entries",
     "entropy_rank",
