@@ -29,6 +29,7 @@ from .base import (
 from .krylov import leading
 from .products import Products, Samples, basis_blocks, gram, inner, signs
 from .sketch import Sketch
+from .structured import by_structure, declared, is_worth, smaller_side
 
 __all__ = ["frobenius_norm", "operator_norm"]
 
@@ -51,9 +52,10 @@ def frobenius_norm(
     - "hutchinson": mean of ‖A g‖². As good on flat spectra; leading modes need 10 to 20 times the products.
     - "one-sided-reverse": A = F Fᵀ: mean over pairs i ≠ j of ⟨Fᵀ gᵢ, Fᵀ gⱼ⟩² (of F M Fᵀ: ⟨Fᵀ gᵢ, M Fᵀ gⱼ⟩²), products
       with Fᵀ only. It keeps m vectors of the size F takes.
-    - "exact": √(Σᵢ ‖A eᵢ‖²) over the smaller of the two spaces; error 0.
-    - "auto": exact if that space has at most 64 entries (or as many as a budget that is to be spent as a whole);
-      else deflated.
+    - "exact": √(Σᵢ ‖A eᵢ‖²) over the smaller of the two spaces (of A = C Cᵀ: of CᵀC, if smaller), or by structure where
+      the operator declares it at less cost (K of a recurrent network); error 0.
+    - "auto": exact if that space has at most 64 entries (or as many as a budget that is to be spent as a whole), or if
+      structure is predicted to cost no more than 64 products (or that budget); else deflated.
 
     Args:
         operator: A, between any two spaces.
@@ -88,8 +90,14 @@ def frobenius_norm(
             f"got {operator!r}. Use 'deflated' or 'auto'."
         )
     effort = Effort.of(rtol, budget)
+    size = smaller_side(operator).in_space.size
+    quantity = declared(operator, lambda structure: structure.squared_norm())
+    if quantity is not None and is_worth(quantity, method, effort, size, cost=2):
+        compute = quantity.compute
+        return at_the_door(
+            "frobenius_norm", operator, method, raise_on_failure, lambda: by_structure(math.sqrt(compute()))
+        )
     if method == "auto":
-        size = min(operator.in_space.size, operator.out_space.size)
         method = "exact" if exact_pays(size, effort) else "deflated"
     source = check_generator("generator", generator, operator.in_space.device)
     run = _METHODS[method]
@@ -163,7 +171,7 @@ def _pairs(squares: Tensor) -> tuple[float, float]:
 
 
 def _exact(operator: Operator, effort: Effort, _generator: torch.Generator) -> Estimate:
-    side = operator if operator.in_space.size <= operator.out_space.size else operator.T
+    side = smaller_side(operator)
     size = side.in_space.size
     check_exact_budget(size, effort)
     products, total = Products(side), 0.0

@@ -14,9 +14,13 @@ from kpflow.operators import Operator
 from .arpack import lanczos, least_budget
 from .base import Effort, Status, check_operator, not_finite
 from .krylov import Triplets, krylov, leading
-from .products import NotFiniteError
+from .products import NotFiniteError, Products, basis_blocks
+from .structured import declared, smaller_side
 
-__all__ = ["Modes", "modes"]
+__all__ = ["Modes", "modes", "spectrum"]
+
+MAX_SIDE = 2**13
+"""Side of the largest matrix that `spectrum` diagonalises: 512 MiB in float64, and some minutes."""
 
 
 @final
@@ -109,6 +113,50 @@ def modes(
             raise not_finite("modes", operator, failure.spent) from None
         return _no_modes(operator, failure.spent)
     return _shaped(operator, found)
+
+
+def spectrum(operator: Operator) -> Float[Tensor, " K"]:
+    """All eigenvalues of a symmetric operator, all singular values of any other, exact, largest first, in float64.
+
+    For A = C Cᵀ those of CᵀC where that is smaller: zeros that A has by its rank alone are left out. For the NTK that
+    is the smaller of states and core (what the weights see, at its rank). Taken from the operator's structure where it
+    declares it (K, unit by unit); otherwise the matrix is formed, by a product for every unit vector of that side.
+
+    Args:
+        operator: A.
+
+    Raises:
+        TypeError: `operator` is no operator.
+        ValueError: The smaller side has more than 8192 entries.
+        FloatingPointError: A product holds NaN or inf.
+
+    References:
+        Theory §13.2.
+
+    Example:
+        >>> from kpflow.operators import Dense, Diagonal
+        >>> spectrum(Diagonal(torch.tensor([1.0, -3.0, 2.0])))
+        tensor([ 2.,  1., -3.], dtype=torch.float64)
+        >>> spectrum(Dense(torch.tensor([[3.0, 4.0]])))
+        tensor([5.], dtype=torch.float64)
+    """
+    check_operator("operator", operator)
+    quantity = declared(operator, lambda structure: structure.spectrum())
+    if quantity is not None:
+        return quantity.compute()
+    side = smaller_side(operator)
+    if side.in_space.size > MAX_SIDE:
+        raise ValueError(
+            f"`operator` must have a side of at most {MAX_SIDE} entries; got {operator!r}. Use `modes` for the leading "
+            f"eigenvalues, or `density` for all of them roughly."
+        )
+    products = Products(side)
+    try:
+        rows = [products(unit).double() for unit in basis_blocks(side.in_space, products.block)]
+    except NotFiniteError as failure:
+        raise not_finite("spectrum", operator, failure.spent) from None
+    matrix = torch.cat(rows)
+    return torch.linalg.eigvalsh((matrix + matrix.mT) / 2).flip(0) if side.symmetric else torch.linalg.svdvals(matrix)
 
 
 def _check_numbers(operator: Operator, k: int, tol: float, budget: int | None) -> Effort:

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from kpflow._checks import check_generator, check_one_of
-from kpflow.operators import Gramian, Operator
+from kpflow.operators import Exact, Gramian, Operator, Structure
 
 from .base import (
     PILOT,
@@ -30,6 +30,7 @@ from .leave_one_out import NystromSketch, RangeSketch, reading, xnystrace, xtrac
 from .nonadaptive import OnePassSketch
 from .products import PROBES, Products, Samples, basis_blocks, inner, signs
 from .sketch import Sketch, orthonormal_rows, project_out
+from .structured import by_structure, declared, is_worth
 
 __all__ = ["trace"]
 
@@ -63,9 +64,11 @@ def trace(
       semi-definite A. It keeps 2 m vectors.
     - "one-sided-reverse": A = F Fᵀ: mean of ‖Fᵀ g‖², products with Fᵀ only (of F M Fᵀ: ⟨Fᵀ g, M Fᵀ g⟩).
     - "one-sided-forward": A = F Fᵀ: mean of ‖F g‖² with g in the space F takes, products with F only.
-    - "exact": Σᵢ ⟨eᵢ, A eᵢ⟩, as many products as A has rows (F has columns, if fewer); error 0.
-    - "auto": exact if the space has at most 64 entries (or as many as a budget that is to be spent as a whole);
-      for A = F Fᵀ one-sided-reverse, unless 36 probes show that more than 400 would be needed; else hutch++.
+    - "exact": Σᵢ ⟨eᵢ, A eᵢ⟩, as many products as A has rows (F has columns, if fewer), or by structure and without a
+      product where the operator declares it at less cost (K and the NTK of a recurrent network); error 0.
+    - "auto": exact if the space has at most 64 entries (or as many as a budget that is to be spent as a whole), or if
+      structure is predicted to cost no more than as many products; for A = F Fᵀ one-sided-reverse, unless 36 probes
+      show that more than 400 would be needed, or more than structure costs: then exact, or hutch++.
 
     Args:
         operator: A, from a space to itself; it need not be symmetric nor positive.
@@ -237,6 +240,9 @@ def _one_sided_forward(job: _Job) -> Estimate:
 
 def _exact(job: _Job) -> Estimate:
     """The sum over unit vectors, by the cheaper side where there are two."""
+    quantity = declared(job.operator, _of_structure)
+    if quantity is not None and is_worth(quantity, "exact", job.effort, _exact_size(job.operator)):
+        return by_structure(quantity.compute())
     side, metric = job.operator, None
     if isinstance(job.operator, Gramian):
         side, metric = job.operator.jacobian.T, job.operator.metric
@@ -253,19 +259,28 @@ def _exact(job: _Job) -> Estimate:
     return Estimate(total, 0.0, products.count, Status.CONVERGED, "exact")
 
 
+def _of_structure(structure: Structure) -> Exact[float] | None:
+    return structure.trace()
+
+
 def _auto(job: _Job) -> Estimate:
-    if exact_pays(_exact_size(job.operator), job.effort):
+    size, quantity = _exact_size(job.operator), declared(job.operator, _of_structure)
+    if quantity is not None and is_worth(quantity, "auto", job.effort, size):
+        return by_structure(quantity.compute())
+    if exact_pays(size, job.effort):
         return _exact(job)
-    return _one_sided_or_hutchpp(job) if isinstance(job.operator, Gramian) else _hutchpp(job)
+    return _one_sided_or_other(job, quantity) if isinstance(job.operator, Gramian) else _hutchpp(job)
 
 
-def _one_sided_or_hutchpp(job: _Job) -> Estimate:
-    """One-sided, unless the pilot shows a spectrum so short that Hutch++ needs fewer products."""
+def _one_sided_or_other(job: _Job, quantity: Exact[float] | None) -> Estimate:
+    """One-sided, unless the pilot shows that structure is cheaper, or a spectrum so short that Hutch++ is."""
     sampler, effort = _reverse(job), job.effort
     if effort.whole or effort.budget <= PILOT:
         return job.settle("one-sided-reverse", sampler.read)
     pilot = settle(dataclasses.replace(effort, budget=PILOT), "one-sided-reverse", sampler.read, eps=job.eps)
     goal = effort.rtol * abs(pilot.value)
+    if quantity is not None and PILOT * pilot.standard_error**2 > quantity.cost * goal**2:
+        return dataclasses.replace(by_structure(quantity.compute()), num_matvecs=pilot.num_matvecs)
     if not math.isfinite(goal) or PILOT * pilot.standard_error**2 <= AUTO_SWITCH * goal**2:
         return job.settle("one-sided-reverse", sampler.read)
     job.effort = dataclasses.replace(effort, budget=effort.budget - pilot.num_matvecs)

@@ -91,7 +91,7 @@ class CoreOperator(Gramian):
         core = self._core
         features = core.factor.unflatten(0, core.slope.shape[:2])
         site = Site(features, core.slope.unsqueeze(3), core.offset, core.parameters, ("gate",), core.mixing)
-        return KernelStructure(core.space, (site,), self._jacobian)
+        return KernelStructure(core.space, (site,))
 
     @property
     def factor(self) -> Operator:

@@ -10,13 +10,12 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from kpflow.operators import Exact, Operator, Structure
+from kpflow.operators import Exact, Structure
 from kpflow.operators.blocks import ranges
 from kpflow.spaces import Space
 from kpflow.states import Linearisation, Site
 
 from .equal_times import OneStep, equal_time_blocks, groups_of, trial_entries, trial_work
-from .narrow import gram_spectrum, gram_square, narrowed
 
 __all__ = ["MEMORY", "KernelStructure", "NtkStructure", "chosen_sites"]
 
@@ -35,19 +34,16 @@ class NtkStructure(Structure):
     """Of NTK = P K Pᵀ on the states of a recurrent network.
 
     Trace, diagonal and the partial trace that keeps units need the blocks at equal times only: about B T log T n³
-    multiplications for n units, where B T n products take B² T² n (n² + p). The norm and the spectrum need products
-    with the smallest of state space, parameter space and core space (the rank of what each weight sees, times its
-    rows).
+    multiplications for n units, where B T n products take B² T² n (n² + p). Norm and spectrum couple the trials; for
+    them products with the smaller side of P C, K = C Cᵀ, are as cheap as anything.
 
     Args:
         linearisation: The linearised state equation.
         sites: The weight sites that are all of J.
-        jacobian: P J.
     """
 
     linearisation: Linearisation
     sites: tuple[Site, ...]
-    jacobian: Operator
 
     def trace(self) -> Exact[float] | None:
         return self._exact(self._trace)
@@ -58,18 +54,18 @@ class NtkStructure(Structure):
     def partial_trace(self, axes: tuple[str, ...]) -> Exact[Tensor] | None:
         return self._exact(self._over_units) if axes == ("unit",) else None
 
-    def squared_norm(self) -> Exact[float] | None:
-        return _by_products(self.jacobian, self.sites, gram_square)
+    def squared_norm(self) -> None:
+        return None
 
-    def spectrum(self) -> Exact[Tensor] | None:
-        return _by_products(self.jacobian, self.sites, gram_spectrum)
+    def spectrum(self) -> None:
+        return None
 
     def _exact(self, compute: Callable[[], Value]) -> Exact[Value] | None:
         """The quantity, unless the Jacobians and what one trial takes are too large; a product has B T (n² + p)."""
         B, T, n = self.linearisation.space.shape
         if 2 * B * T * n * n * self.linearisation.states.element_size() + self._trial_bytes > MEMORY:
             return None
-        product = T * (n * n + sum(site.slope[0, 0, 0].numel() * site.features.shape[2] for site in self.sites))
+        product = T * (n * n + sum(_gate_rows(site) * site.features.shape[2] for site in self.sites))
         return Exact(n + trial_work(self.sites, n) / product, compute)
 
     @property
@@ -104,17 +100,17 @@ class NtkStructure(Structure):
 @final
 @dataclasses.dataclass(frozen=True, eq=False)
 class KernelStructure(Structure):
-    """Of K = Σ D (M Mᵀ ⊗ I) Dᵀ, from the Gram matrices of what the weights see, without a product.
+    """Of K = Σ D (M Mᵀ ⊗ I) Dᵀ, from what the weights see and the slopes, without a product.
+
+    Norm and spectrum are those of each unit together, where no site has mixing.
 
     Args:
         space: Of the states.
         sites: The weight sites that are all of J.
-        jacobian: J.
     """
 
     space: Space
     sites: tuple[Site, ...]
-    jacobian: Operator
 
     def trace(self) -> Exact[float] | None:
         return Exact(1.0, lambda: float(self._diagonal().sum()))
@@ -128,13 +124,9 @@ class KernelStructure(Structure):
         return Exact(1.0, self._over_times) if axes == ("time",) else None
 
     def squared_norm(self) -> Exact[float] | None:
-        if any(site.mixing is not None for site in self.sites):
-            return _by_products(self.jacobian, self.sites, gram_square)
         return self._of_grams(lambda gram: gram.square().sum(), lambda values: float(torch.stack(values).sum()))
 
     def spectrum(self) -> Exact[Tensor] | None:
-        if any(site.mixing is not None for site in self.sites):
-            return _by_products(self.jacobian, self.sites, gram_spectrum)
         return self._of_grams(
             lambda gram: torch.linalg.eigvalsh(gram).clamp_min(0).flatten(),
             lambda values: torch.cat(values).sort(descending=True).values,
@@ -143,12 +135,14 @@ class KernelStructure(Structure):
     def _of_grams(
         self, each: Callable[[Tensor], Tensor], together: Callable[[list[Tensor]], Value]
     ) -> Exact[Value] | None:
-        """From the smaller Gram matrix of every unit; units do not meet."""
+        """From the smaller Gram matrix of every unit; units do not meet without mixing."""
+        if any(site.mixing is not None for site in self.sites):
+            return None
         side = max(min(_unit_sides(group)) for group in groups_of(self.sites))
         longest = max(max(_unit_sides(group)) for group in groups_of(self.sites))
         if 8 * side * (2 * side + longest) > MEMORY:
             return None
-        product = sum(site.features.numel() * site.slope[0, 0, 0].numel() for site in self.sites)
+        product = sum(site.features.numel() * _gate_rows(site) for site in self.sites)
         work = sum(site.slope.shape[4] for site in self.sites) * side * side * (longest + side)
         grams = (gram for group in groups_of(self.sites) for gram in _unit_grams(group))
         return Exact(work / product, lambda: together([each(gram) for gram in grams]))
@@ -197,13 +191,9 @@ def _unit_grams(sites: Sequence[Site]) -> Iterator[Float[Tensor, "m m"]]:
         yield factor @ factor.mT if factor.shape[0] < factor.shape[1] else factor.mT @ factor
 
 
-def _by_products(
-    jacobian: Operator, sites: Sequence[Site], compute: Callable[[Operator], Value]
-) -> Exact[Value] | None:
-    """From FᵀF on the smallest space, formed by products, if it fits."""
-    factor = narrowed(jacobian, sites)
-    size = factor.in_space.size
-    return Exact(2.0 * size, lambda: compute(factor)) if 16 * size * size <= MEMORY else None
+def _gate_rows(site: Site) -> int:
+    """G·U: the rows of the weights, and the units of all gates."""
+    return site.slope.shape[3] * (site.slope.shape[4] if site.mixing is None else site.mixing.shape[1])
 
 
 def chosen_sites(linearisation: Linearisation, names: Sequence[str]) -> tuple[Site, ...] | None:

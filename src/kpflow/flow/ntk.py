@@ -72,7 +72,7 @@ class Ntk(Gramian):
         if self._metric is not None or not self._of_states:
             return None
         sites = chosen_sites(self._linearisation, [part.name for part in self._jacobian.in_space.parts])
-        return None if sites is None else NtkStructure(self._linearisation, sites, self._jacobian)
+        return None if sites is None else NtkStructure(self._linearisation, sites)
 
     @property
     def factor(self) -> Operator:

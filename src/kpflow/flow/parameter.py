@@ -65,7 +65,7 @@ class ParameterKernel(Gramian):
         if self._metric is not None:
             return None
         sites = chosen_sites(self._linearisation, [part.name for part in self._jacobian.in_space.parts])
-        return None if sites is None else KernelStructure(self._linearisation.space, sites, self._jacobian)
+        return None if sites is None else KernelStructure(self._linearisation.space, sites)
 
     @property
     def factor(self) -> Operator:
