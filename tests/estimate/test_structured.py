@@ -9,8 +9,7 @@ import torch
 
 import kpflow as kp
 from helpers import without_annotation_checks
-from kpflow.estimate import Status, effective_rank, frobenius_norm, trace
-from kpflow.estimate.spectra import spectrum
+from kpflow.estimate import Status, effective_rank, frobenius_norm, spectrum, trace
 from kpflow.operators import Dense, Exact, Function, Gramian, LowRank, Operator, Structure, to_dense
 from models import seeded as seeded_network
 

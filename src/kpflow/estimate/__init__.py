@@ -8,7 +8,7 @@ from .low_rank import Nystrom, nystrom
 from .norms import frobenius_norm, operator_norm
 from .ranks import effective_rank
 from .sampling import entries
-from .spectra import Modes, modes
+from .spectra import Modes, modes, spectrum
 from .spectral_sums import count_above, entropy_rank, log_determinant, spectral_sum
 from .stable import stable_rank
 from .traces import trace
@@ -33,6 +33,7 @@ __all__ = [
     "nystrom",
     "operator_norm",
     "spectral_sum",
+    "spectrum",
     "stable_rank",
     "trace",
 ]
