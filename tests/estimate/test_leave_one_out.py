@@ -69,11 +69,11 @@ def given_pairs(method, a, vectors):
 def test_against_the_definition(method, name, kind):
     if name == "unsymmetric" and method == "xnystrace":
         return
-    a = randn(40, 40) if name == "unsymmetric" else matrix(name, 40)
+    a = randn(30, 30) if name == "unsymmetric" else matrix(name, 30)
     make, values = METHODS[method]
     sketch = make(Dense(a), kind, seeded(3))
-    sketch.grow(24)
-    vectors = leave_one_out.Probes(kind, Dense(a).in_space, seeded(3)).draw(24 if method == "xnystrace" else 12)
+    sketch.grow(24 if method == "xtrace" else 12)
+    vectors = leave_one_out.Probes(kind, Dense(a).in_space, seeded(3)).draw(12)
     truth = naive_pairs(method, a, vectors, resphered=kind == "sphere")
     torch.testing.assert_close(values(sketch), truth, rtol=0, atol=1e-9 * float(a.norm()))
 
@@ -84,7 +84,7 @@ def sign_tuples(n, count):
     return [torch.stack(vectors) for vectors in itertools.product(half, repeat=count)]
 
 
-@pytest.mark.parametrize(("n", "count"), [(4, 2), (5, 2), (4, 3)])
+@pytest.mark.parametrize(("n", "count"), [(5, 2), (4, 3)])
 @pytest.mark.parametrize("method", METHODS)
 def test_unbiased_over_all_signs(method, n, count):
     """Also where test vectors are the same, or the others span their image."""
@@ -99,7 +99,7 @@ def test_xtrace_of_an_unsymmetric_matrix_is_unbiased_over_all_signs():
     assert float(torch.stack(values).mean()) == pytest.approx(float(a.trace()), rel=1e-12)
 
 
-@pytest.mark.parametrize(("n", "count"), [(4, 2), (4, 3)])
+@pytest.mark.parametrize(("n", "count"), [(4, 3)])
 @pytest.mark.parametrize("method", METHODS)
 def test_variance_is_unbiased_over_all_signs(method, n, count):
     """The mean of the two parts over all test vectors is the variance of the estimate."""
@@ -178,6 +178,16 @@ def test_one_small_value_beyond_large_ones(method):
     d = torch.cat([torch.ones(11), 1e-9 * torch.ones(189)]).double()
     estimate = trace(Diagonal(d), method=method, budget=24 if method == "xtrace" else 12)
     assert abs(estimate.value - float(d.sum())) < 5 * estimate.standard_error < 1
+
+
+@pytest.mark.parametrize("name", ["bulk", "step", "exponential", "power law", "slow power law"])
+@pytest.mark.parametrize("method", METHODS)
+def test_converged_means_within_twice_the_tolerance(method, name):
+    """In at least 95 % of 200 runs, at a tolerance that takes a few looks or is met at the first."""
+    a, rtol = matrix(name, 80), 1e-2
+    estimates = [trace(Dense(a), method=method, rtol=rtol, generator=seeded(seed)) for seed in range(200)]
+    assert all(e.status is Status.CONVERGED and e.standard_error <= rtol * e.value for e in estimates)
+    assert sum(abs(e.value / float(a.trace()) - 1) <= 2 * rtol for e in estimates) >= 190
 
 
 @pytest.mark.parametrize("method", METHODS)
