@@ -202,9 +202,9 @@ def test_converged_means_within_twice_the_tolerance(estimator, name):
     function, truth = ESTIMATORS[estimator]
     n, rtol = 150, 2e-2
     operator, right = Dense(matrix(name, n)), truth(SPECTRA[name](n))
-    estimates = [function(operator, method="deflated", rtol=rtol, generator=seeded(seed)) for seed in range(40)]
+    estimates = [function(operator, method="deflated", rtol=rtol, generator=seeded(seed)) for seed in range(20)]
     converged = [e for e in estimates if e.status is Status.CONVERGED]
-    assert len(converged) >= 38
+    assert len(converged) >= 19
     assert all(e.standard_error <= rtol * abs(e.value) for e in converged)
     assert sum(abs(e.value - right) <= 2 * rtol * abs(right) for e in converged) >= 0.95 * len(converged)
 
@@ -227,6 +227,11 @@ KNOWN_FAILURES = {
         ),
         1.0,
         "f is 1 at one eigenvalue inside the bulk only; nodes fall beside it, and all numbers of steps agree on 0",
+    ),
+    "an entropy rank that is stationary in the trace": (
+        lambda: entropy_rank(Dense(matrix("step", 220)), method="slq", rtol=2e-2, generator=seeded(15)),
+        entropy_of(SPECTRA["step"](220)),
+        "its derivative by the number of large eigenvalues vanishes near the truth; the jackknife is linear",
     ),
 }
 """Sums whose error bar is too small, and why."""
@@ -336,7 +341,9 @@ def test_where_functions_are_not_defined(compute, match, method):
     a = Dense(wishart(N, 3))
     with pytest.raises(ValueError, match=match):
         compute(a, method=method)
-    assert compute(a, method=method, raise_on_failure=False).status is Status.NOT_FINITE
+    estimate = compute(a, method=method, raise_on_failure=False)
+    assert estimate.status is Status.NOT_FINITE
+    assert estimate.num_matvecs > 0
 
 
 @pytest.mark.parametrize(

@@ -193,7 +193,8 @@ def entropy_rank(
 
     n for the identity, 1 for rank one, and never below `effective_rank`, which weighs the largest ones more. Of a
     symmetric operator A, which must be positive semi-definite (eigenvalues below 0 by rounding count as 0). For any
-    other operator G it is that of G Gᵀ. Trace and entropy are of the same probes; the error is the jackknife's.
+    other operator G it is that of G Gᵀ. Trace and entropy are of the same probes; the error is the
+    jackknife's, which is too small where the rank is stationary, as for some spectra of two values.
 
     Args:
         operator: A or G.
@@ -265,6 +266,8 @@ class Spectrum:
         self.effort = Effort.of(rtol, budget).times(cost * BUDGET_FACTOR)
         check_least_budget(cost, self.effort)
         self.generator = check_generator("generator", generator, operator.in_space.device)
+        self.measure: SpectralMeasure | None = None
+        self.exact_products = 0
         self.auto = method == "auto"
         self.method = self._resolved() if method == "auto" else method
 
@@ -272,6 +275,11 @@ class Spectrum:
         size = self.operator.in_space.size
         small = self.cost * size <= self.effort.budget and size <= DENSE_SIZE
         return "exact" if small or exact_pays(size, self.effort, self.cost) else "deflated"
+
+    @property
+    def spent(self) -> int:
+        """Products so far."""
+        return self.exact_products + (0 if self.measure is None else self.measure.products.count)
 
     def estimate(self, functional: Functional) -> Estimate:
         """Run, with failures as the user wants them."""
@@ -281,7 +289,7 @@ class Spectrum:
         except DomainError as failure:
             if self.raise_on_failure:
                 raise ValueError(f"`{self.name}` of {self.shown!r}: {failure}") from None
-            return Estimate(math.nan, math.inf, 0, Status.NOT_FINITE, self.method)
+            return Estimate(math.nan, math.inf, self.spent, Status.NOT_FINITE, self.method)
 
     def run(self, functional: Functional) -> Estimate:
         """The estimate, by the method."""
@@ -294,7 +302,7 @@ class Spectrum:
         size = self.cost * self.operator.in_space.size
         may_form = self.auto and not self.effort.whole and size <= min(self.effort.budget // 2, self.cost * FORMED_SIZE)
         effort = dataclasses.replace(self.effort, budget=size) if may_form else self.effort
-        measure = SpectralMeasure(
+        self.measure = SpectralMeasure(
             self.operator,
             functional,
             effort,
@@ -303,16 +311,15 @@ class Spectrum:
             steps=self.steps,
             cost=self.cost,
         )
-        found = measured(measure, self.method)
+        found = measured(self.measure, self.method)
         if not may_form or found.status is Status.CONVERGED:
-            return measure.held, measure.samples, found
-        held, _, exact = self._exact(functional)
-        return held, None, dataclasses.replace(exact, num_matvecs=exact.num_matvecs + found.num_matvecs)
+            return self.measure.held, self.measure.samples, found
+        return self._exact(functional)
 
     def _exact(self, functional: Functional) -> tuple[Rules, None, Estimate]:
-        rules, delta, spent = exact_measure(self.operator, self.effort, self.cost)
+        rules, delta, self.exact_products = exact_measure(self.operator, self.effort, self.cost)
         outcome = functional(rules, None, delta)
-        return rules, None, Estimate(outcome.value, outcome.rounding, spent, Status.CONVERGED, "exact")
+        return rules, None, Estimate(outcome.value, outcome.rounding, self.spent, Status.CONVERGED, "exact")
 
 
 def _first(sums: Float[Tensor, "*S Q"]) -> Float[Tensor, "*S"]:
