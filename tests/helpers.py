@@ -19,6 +19,7 @@ from kpflow.operators import (
     Dense,
     Diagonal,
     Function,
+    Gram,
     Gramian,
     Identity,
     Kronecker,
@@ -271,6 +272,22 @@ def _gramian_with_metric(*like):
     return SquareRoot(F, M), F.matrix @ torch.diag(M.diagonal) @ F.matrix.mT
 
 
+def _gram_of_any(*like):
+    F = _named_dense(*like)[0]
+    return Gram(F), F.matrix @ F.matrix.mT
+
+
+def _gram_with_metric(*like):
+    F, M = _low_rank(*like)[0], _on_state(2, like, symmetric=True)
+    matrix = F.left @ F.right.mT
+    return Gram(F, M), matrix @ M.matrix @ matrix.mT
+
+
+def _gram_with_diagonal(*like):
+    F, weights = _named_dense(*like)[0], randn(2, 2, seed=2, dtype=like[0], device=like[1])
+    return Gram(F, weights), F.matrix @ torch.diag(weights.flatten()) @ F.matrix.mT
+
+
 def _kron(*matrices: Tensor) -> Tensor:
     result = np.ones((1, 1))
     for matrix in matrices:
@@ -351,6 +368,9 @@ OPERATORS = {
     "multiple": Case(Scaled, _scaled),
     "Gramian": Case(Gramian, _gramian),
     "Gramian with a metric": Case(Gramian, _gramian_with_metric),
+    "Gram": Case(Gram, _gram_of_any),
+    "Gram with a metric": Case(Gram, _gram_with_metric),
+    "Gram with a diagonal metric": Case(Gram, _gram_with_diagonal),
     "Kronecker": Case(Kronecker, _kronecker),
     "Kronecker with an identity": Case(Kronecker, _core),
     "direct sum": Case(BlockDiagonal, _blocks),

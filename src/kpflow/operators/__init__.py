@@ -3,7 +3,7 @@
 from .blocks import MAX_BLOCK_ENTRIES
 from .convert import from_scipy, to_dense, to_scipy
 from .core import Adjoint, Composed, Operator, Scaled, Sum
-from .gramian import Gramian
+from .gramian import Gram, Gramian
 from .kronecker import BlockDiagonal, Kronecker
 from .leaves import Dense, Diagonal, Function, Identity, LowRank
 from .reduce import DEFAULT_PROBES, MAX_BASIS, PartialTrace, Restriction
@@ -20,6 +20,7 @@ __all__ = [
     "Diagonal",
     "Exact",
     "Function",
+    "Gram",
     "Gramian",
     "Identity",
     "Kronecker",
