@@ -13,6 +13,7 @@ from kpflow.spaces import Space
 
 from .problems import Counter, FactorGramian, all_signs, factorised, matrix, randn, seeded, wishart
 from .test_leave_one_out import Given, projector, sign_tuples
+from .test_structured import Structured
 
 METHODS = ["hutchinson", "xdiag", "one-sided-forward", "exact"]
 
@@ -166,6 +167,30 @@ def test_auto_says_what_it_took():
     assert broad.method == "one-sided-forward"
     assert broad.status is Status.CONVERGED
     assert 2 / 0.1**2 < broad.num_matvecs < 3 / 0.1**2
+
+
+@pytest.mark.parametrize(
+    ("price", "arguments", "method", "spent"),
+    [
+        (63.0, {}, "exact", 0),
+        (299.0, {"method": "exact"}, "exact", 0),
+        (301.0, {"method": "exact"}, "exact", 300),
+        (301.0, {"budget": 302}, "exact", 300),
+        (150.0, {"rtol": 0.1}, "exact", 36),
+        (250.0, {"rtol": 0.1}, "one-sided-forward", None),
+        (150.0, {"rtol": 0.01, "budget": 100}, "one-sided-forward", 100),
+        (150.0, {"budget": 60}, "one-sided-forward", 60),
+    ],
+)
+def test_structure_where_it_is_cheaper(price, arguments, method, spent):
+    """Unit vectors take 300 products, one-sided probes 2/rtol², XDiag more."""
+    factor = randn(300, 300)
+    operator = Structured(factor, price)
+    estimate = diagonal(operator, **arguments)
+    assert (estimate.method, estimate.num_matvecs) == (method, estimate.num_matvecs if spent is None else spent)
+    if method == "exact":
+        torch.testing.assert_close(estimate.values, factor.square().sum(1), rtol=1e-12, atol=0)
+        assert not estimate.standard_errors.any()
 
 
 @pytest.mark.parametrize("method", [*METHODS, "auto"])

@@ -100,8 +100,7 @@ def test_nonadaptive_hutchpp_against_its_formula():
     """The algorithm of the paper, transcribed."""
     a, m = matrix("power law", 50), 40
     generator = seeded(5)
-    draw = lambda k: torch.empty(k, 50, dtype=torch.float64).bernoulli_(0.5, generator=generator).mT * 2 - 1  # noqa: E731
-    s, r, g = draw(10), draw(20), draw(10)
+    s, r, g = (products.signs(Dense(a).in_space, count, generator).mT for count in (10, 20, 10))
     z, w = a @ r, a @ s
     inverse = torch.linalg.pinv(s.mT @ z)
     rest = (g.mT @ a @ g).trace() - (g.mT @ z @ inverse @ w.mT @ g).trace()
