@@ -7,6 +7,7 @@ import torch
 
 from kpflow.estimate import Nystrom, Status, nystrom
 from kpflow.estimate.low_rank import OVERSAMPLING
+from kpflow.estimate.products import signs
 from kpflow.operators import Dense, Diagonal, Function, to_dense
 from kpflow.spaces import Space
 
@@ -39,7 +40,7 @@ def test_is_the_naive_formula():
     """A Ω (Ωᵀ A Ω)⁻¹ Ωᵀ A with the Ω that the generator gives, truncated."""
     a = matrix("slow power law", N)
     generator = seeded(3)
-    torch.empty(10, N, dtype=torch.float64).bernoulli_(0.5, generator=generator)
+    signs(Dense(a).in_space, 10, generator)
     omega = torch.randn(12 + OVERSAMPLING, N, generator=generator, dtype=torch.float64)
     image = a @ omega.mT
     values, vectors = torch.linalg.eigh(image @ torch.linalg.solve(omega @ image, image.mT))

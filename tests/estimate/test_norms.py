@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from kpflow.estimate import Status, frobenius_norm, operator_norm, products, sketch
+from kpflow.estimate.products import signs
 from kpflow.estimate.sketch import Sketch
 from kpflow.operators import Dense, Function
 from kpflow.spaces import Space
@@ -54,7 +55,7 @@ def test_one_sided_is_the_mean_over_pairs(metric):
     f, middle = randn(30, 12), matrix("bulk", 12)
     gramian = FactorGramian(Dense(f), Dense(middle) if metric else None)
     estimate = frobenius_norm(gramian, method="one-sided-reverse", budget=10, generator=seeded(4))
-    probes = torch.empty(10, 30, dtype=torch.float64).bernoulli_(0.5, generator=seeded(4)) * 2 - 1
+    probes = signs(gramian.in_space, 10, seeded(4))
     core = probes @ f @ (middle if metric else torch.eye(12).double()) @ f.mT @ probes.mT
 
     def naive(kept: list[int]) -> float:

@@ -79,7 +79,7 @@ def test_hutchpp_against_its_formula():
     """The algorithm of the paper, transcribed."""
     a, m = matrix("slow power law", 50), 36
     generator = seeded(5)
-    draw = lambda: torch.empty(12, 50, dtype=torch.float64).bernoulli_(0.5, generator=generator) * 2 - 1  # noqa: E731
+    draw = lambda: products.signs(Dense(a).in_space, 12, generator)  # noqa: E731
     q = torch.linalg.qr(a @ draw().mT)[0]
     g = draw().mT
     g = g - q @ (q.mT @ g)
