@@ -11,6 +11,7 @@ from .sampling import entries
 from .spectra import Modes, modes, spectrum
 from .spectral_sums import count_above, entropy_rank, log_determinant, spectral_sum
 from .stable import stable_rank
+from .summaries import Summary, summary
 from .traces import trace
 
 __all__ = [
@@ -20,6 +21,7 @@ __all__ = [
     "Modes",
     "Nystrom",
     "Status",
+    "Summary",
     "alignment",
     "count_above",
     "density",
@@ -35,5 +37,6 @@ __all__ = [
     "spectral_sum",
     "spectrum",
     "stable_rank",
+    "summary",
     "trace",
 ]

@@ -1,5 +1,7 @@
 """Leading eigenpairs and singular triplets by SciPy's restarted Lanczos method (ARPACK)."""
 
+import functools
+
 import numpy as np
 import torch
 from jaxtyping import Float
@@ -10,7 +12,7 @@ from torch import Tensor
 from kpflow.operators import Function, Operator, to_scipy
 from kpflow.spaces import Space
 
-from .krylov import Triplets, _singular_ritz, _symmetric_ritz
+from .krylov import Triplets, singular_ritz, symmetric_ritz
 from .products import Products
 from .sketch import orthonormal_rows
 
@@ -42,10 +44,8 @@ def lanczos(operator: Operator, k: int, *, tol: float, budget: int, generator: t
     found = _vectors(_counted(operator, forward, adjoint), k, basis, restarts, tol, generator)
     count = len(found)
     images = forward(found)
-    if operator.symmetric:
-        ritz = _symmetric_ritz(found, images, count)
-    else:
-        ritz = _singular_ritz(adjoint, found, images, count)
+    ritz_of = symmetric_ritz if operator.symmetric else functools.partial(singular_ritz, adjoint)
+    ritz = ritz_of(found, images, count)
     spent = forward.count + adjoint.count
     top = float(ritz.values[0].abs()) if count else 0.0
     converged = count == k and bool((ritz.errors <= tol * top).all())

@@ -188,7 +188,7 @@ def _hutchinson(operator: Operator, generator: torch.Generator) -> _Means:
 def _forward(operator: Operator, generator: torch.Generator) -> _Means:
     if not isinstance(operator, Gramian):
         raise TypeError(f"The one-sided methods need a Gramian; got {type(operator).__name__}.")
-    return _Means(operator.jacobian, generator, lambda _probes, image: image.square())
+    return _Means(operator.factor, generator, lambda _probes, image: image.square())
 
 
 _SAMPLERS: dict[str, Callable[[Operator, torch.Generator], _Means | _LeftOut]] = {
@@ -264,10 +264,10 @@ def _exact(operator: Operator, effort: Effort, _generator: torch.Generator) -> D
     check_exact_budget(_exact_size(operator), effort)
     gramian = isinstance(operator, Gramian)
     metric = operator.metric if gramian else None
-    forward = gramian and metric is None and operator.jacobian.in_space.size < operator.in_space.size
+    forward = gramian and metric is None and operator.factor.in_space.size < operator.in_space.size
     side = operator
     if isinstance(operator, Gramian):
-        side = operator.jacobian if forward else operator.jacobian.T
+        side = operator.factor if forward else operator.factor.T
     products, weigh = Products(side), None if metric is None else Products(metric)
     parts = []
     for unit in basis_blocks(side.in_space, products.block):
@@ -300,7 +300,7 @@ def _shaped(
 def _exact_size(operator: Operator) -> int:
     """Products of the exact method."""
     if isinstance(operator, Gramian) and operator.metric is None:
-        return min(operator.in_space.size, operator.jacobian.in_space.size)
+        return min(operator.in_space.size, operator.factor.in_space.size)
     return operator.in_space.size
 
 

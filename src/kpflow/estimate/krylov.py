@@ -13,7 +13,7 @@ from kpflow.operators import Operator
 from .products import Products, basis_blocks, gram, inner
 from .sketch import orthonormal_rows
 
-__all__ = ["DENSE_SIZE", "Triplets", "krylov", "leading"]
+__all__ = ["DENSE_SIZE", "Triplets", "krylov", "leading", "singular_ritz", "symmetric_ritz"]
 
 DENSE_SIZE = 200
 """Operators whose smaller side has at most so many entries are formed and diagonalised. Chosen by experience."""
@@ -81,7 +81,7 @@ def leading(operator: Operator, k: int, *, tol: float, budget: int, generator: t
 def krylov(operator: Operator, k: int, *, tol: float, budget: int, generator: torch.Generator) -> Triplets:
     """The same, whatever the size."""
     products, adjoint = Products(operator), Products(operator.T)  # the second one is for singular triplets only
-    ritz_of = _symmetric_ritz if operator.symmetric else functools.partial(_singular_ritz, adjoint)
+    ritz_of = symmetric_ritz if operator.symmetric else functools.partial(singular_ritz, adjoint)
     per_vector = 1 if operator.symmetric else 2
     size = min(operator.in_space.size, operator.out_space.size)
     block = min(k + OVERSAMPLING, size, budget // per_vector)
@@ -104,7 +104,7 @@ def krylov(operator: Operator, k: int, *, tol: float, budget: int, generator: to
     return _triplets(ritz, k, products.count + adjoint.count, settled, "block Krylov")
 
 
-def _symmetric_ritz(basis: Float[Tensor, "Q N"], images: Float[Tensor, "Q N"], count: int) -> _Ritz:
+def symmetric_ritz(basis: Float[Tensor, "Q N"], images: Float[Tensor, "Q N"], count: int) -> _Ritz:
     """Rayleigh–Ritz: the eigenpairs of V A Vᵀ, largest |λ| first."""
     core = gram(basis, images)
     values, vectors = torch.linalg.eigh((core + core.mT) / 2)
@@ -116,7 +116,7 @@ def _symmetric_ritz(basis: Float[Tensor, "Q N"], images: Float[Tensor, "Q N"], c
     return _Ritz(values, right, right, residual, coefficients)
 
 
-def _singular_ritz(adjoint: Products, basis: Float[Tensor, "Q N"], images: Float[Tensor, "Q M"], count: int) -> _Ritz:
+def singular_ritz(adjoint: Products, basis: Float[Tensor, "Q N"], images: Float[Tensor, "Q M"], count: int) -> _Ritz:
     """Rayleigh–Ritz for singular triplets: the SVD of A V, and the residual Aᵀ u − σ v."""
     q, r = torch.linalg.qr(images.mT)
     u, values, coefficients = torch.linalg.svd(r)
@@ -134,7 +134,7 @@ def _dense(operator: Operator, k: int) -> Triplets:
     matrix = columns if wide else columns.mT
     if operator.symmetric:
         identity = torch.eye(len(matrix), dtype=matrix.dtype, device=matrix.device)
-        ritz = _symmetric_ritz(identity, (matrix + matrix.mT) / 2, k)
+        ritz = symmetric_ritz(identity, (matrix + matrix.mT) / 2, k)
     else:
         u, values, vh = torch.linalg.svd(matrix, full_matrices=False)
         residual = u[:, :k].mT @ matrix - values[:k, None] * vh[:k]

@@ -139,7 +139,7 @@ class _Images:
     """
 
     def __init__(self, gramian: Gramian, generator: torch.Generator) -> None:
-        self.products = Products(gramian.jacobian.T)
+        self.products = Products(gramian.factor.T)
         self.metric = gramian.metric
         self.generator = generator
         self.images = self.products(signs(gramian.in_space, 0, generator))

@@ -76,7 +76,7 @@ def _block(operator: Operator, rows: Int[Tensor, " K"], columns: Int[Tensor, " L
     (few_rows, row), (few_columns, column) = (x.unique(return_inverse=True) for x in (rows, columns))
     if isinstance(operator, Gramian):
         both, place = torch.cat([few_rows, few_columns]).unique(return_inverse=True)
-        kept = len(both) * operator.jacobian.in_space.size <= KEPT_ENTRIES
+        kept = len(both) * operator.factor.in_space.size <= KEPT_ENTRIES
         if kept and len(both) < 2 * min(len(few_rows), len(few_columns)):
             left, right = place[: len(few_rows)], place[len(few_rows) :]
             return _by_factor(operator, both, left, right)[row][:, column]
@@ -98,7 +98,7 @@ def _by_factor(
     gramian: Gramian, both: Int[Tensor, " U"], left: Int[Tensor, " K"], right: Int[Tensor, " L"]
 ) -> Float[Tensor, "K L"]:
     """⟨Fᵀ eᵢ, M Fᵀ eⱼ⟩, a product with Fᵀ for each index."""
-    products = Products(gramian.jacobian.T)
+    products = Products(gramian.factor.T)
     parts = [products(_units(gramian.in_space, part)) for part in both.split(products.block)]
     images = torch.cat(parts)
     measured = images[right] if gramian.metric is None else Products(gramian.metric)(images[right])

@@ -17,7 +17,7 @@ from .krylov import Triplets, krylov, leading
 from .products import NotFiniteError, Products, basis_blocks
 from .structured import declared, smaller_side
 
-__all__ = ["Modes", "modes", "spectrum"]
+__all__ = ["Modes", "modes", "no_modes", "shaped_modes", "spectrum"]
 
 MAX_SIDE = 2**13
 """Side of the largest matrix that `spectrum` diagonalises: 512 MiB in float64, and some minutes."""
@@ -111,8 +111,8 @@ def modes(
     except NotFiniteError as failure:
         if raise_on_failure:
             raise not_finite("modes", operator, failure.spent) from None
-        return _no_modes(operator, failure.spent)
-    return _shaped(operator, found)
+        return no_modes(operator, failure.spent)
+    return shaped_modes(operator, found)
 
 
 def spectrum(operator: Operator) -> Float[Tensor, " K"]:
@@ -182,7 +182,7 @@ def _check_suffices(operator: Operator, k: int, method: str, effort: Effort) -> 
         )
 
 
-def _shaped(operator: Operator, found: Triplets) -> Modes:
+def shaped_modes(operator: Operator, found: Triplets) -> Modes:
     """The triplets in the shapes and the dtype of the operator's spaces, with their signs fixed."""
     dtype, count = operator.in_space.dtype, len(found.values)
     largest = found.left.abs().argmax(1, keepdim=True)
@@ -194,7 +194,8 @@ def _shaped(operator: Operator, found: Triplets) -> Modes:
     return Modes(found.values.to(dtype), vectors, right, residuals, found.spent, status, found.method)
 
 
-def _no_modes(operator: Operator, spent: int) -> Modes:
+def no_modes(operator: Operator, spent: int) -> Modes:
+    """The modes of an operator whose products are not finite: none."""
     left, right = operator.out_space.zeros(0), operator.in_space.zeros(0)
     return Modes(left.new_zeros(0), left, right, left.new_zeros(0), spent, Status.NOT_FINITE, "none")
 

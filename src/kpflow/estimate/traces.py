@@ -34,8 +34,12 @@ from .structured import by_structure, declared, is_worth
 
 __all__ = ["trace"]
 
-AUTO_SWITCH = 400
-"""One-sided probes that "auto" is ready to take: beyond, Hutch++ is cheaper. Chosen by experience."""
+ONE_SIDED_PRODUCTS = 300
+"""One-sided products that "auto" is ready to take: about what 24 to 60 products and the algebra of a sketch cost."""
+
+SKETCHED_RANK = 150
+"""Effective rank beyond which a sketch holds too little of the spectrum to be worth its algebra. Chosen by experience,
+as the number above is, from the table of products to 1 % in "how to choose"."""
 
 
 def trace(
@@ -68,7 +72,8 @@ def trace(
       product where the operator declares it at less cost (K and the NTK of a recurrent network); error 0.
     - "auto": exact if the space has at most 64 entries (or as many as a budget that is to be spent as a whole), or if
       structure is predicted to cost no more than as many products; for A = F Fᵀ one-sided-reverse, unless 36 probes
-      show that more than 400 would be needed, or more than structure costs: then exact, or hutch++.
+      show that structure would cost less, or that more than 300 would be needed because the spectrum is short: then
+      xnystrace (hutch++ with a metric, which need not be positive); hutch++ for any other A.
 
     Args:
         operator: A, from a space to itself; it need not be symmetric nor positive.
@@ -227,7 +232,7 @@ def _energy(metric: Products | None, _probes: Tensor, image: Tensor) -> Tensor:
 
 def _reverse(job: _Job) -> _Sampler:
     gramian = _gramian(job.operator)
-    return _one_sided(job, gramian.jacobian.T, gramian.metric)
+    return _one_sided(job, gramian.factor.T, gramian.metric)
 
 
 def _one_sided_reverse(job: _Job) -> Estimate:
@@ -235,7 +240,7 @@ def _one_sided_reverse(job: _Job) -> Estimate:
 
 
 def _one_sided_forward(job: _Job) -> Estimate:
-    return job.settle("one-sided-forward", _one_sided(job, _gramian(job.operator).jacobian, None).read)
+    return job.settle("one-sided-forward", _one_sided(job, _gramian(job.operator).factor, None).read)
 
 
 def _exact(job: _Job) -> Estimate:
@@ -245,7 +250,7 @@ def _exact(job: _Job) -> Estimate:
         return by_structure(quantity.compute())
     side, metric = job.operator, None
     if isinstance(job.operator, Gramian):
-        side, metric = job.operator.jacobian.T, job.operator.metric
+        side, metric = job.operator.factor.T, job.operator.metric
         if metric is None and side.out_space.size < side.in_space.size:
             side = side.T
     size = side.in_space.size
@@ -273,18 +278,20 @@ def _auto(job: _Job) -> Estimate:
 
 
 def _one_sided_or_other(job: _Job, quantity: Exact[float] | None) -> Estimate:
-    """One-sided, unless the pilot shows that structure is cheaper, or a spectrum so short that Hutch++ is."""
+    """One-sided, unless the pilot shows that structure is cheaper, or a spectrum so short that a sketch is."""
     sampler, effort = _reverse(job), job.effort
     if effort.whole or effort.budget <= PILOT:
         return job.settle("one-sided-reverse", sampler.read)
     pilot = settle(dataclasses.replace(effort, budget=PILOT), "one-sided-reverse", sampler.read, eps=job.eps)
     goal = effort.rtol * abs(pilot.value)
-    if quantity is not None and PILOT * pilot.standard_error**2 > quantity.cost * goal**2:
+    variance = PILOT * pilot.standard_error**2  # of one probe; 2 (value)²/(effective rank) for a Gaussian one
+    if quantity is not None and variance > quantity.cost * goal**2:
         return dataclasses.replace(by_structure(quantity.compute()), num_matvecs=pilot.num_matvecs)
-    if not math.isfinite(goal) or PILOT * pilot.standard_error**2 <= AUTO_SWITCH * goal**2:
+    broad = 2 * pilot.value**2 > SKETCHED_RANK * variance
+    if not math.isfinite(goal) or variance <= ONE_SIDED_PRODUCTS * goal**2 or broad:
         return job.settle("one-sided-reverse", sampler.read)
     job.effort = dataclasses.replace(effort, budget=effort.budget - pilot.num_matvecs)
-    result = _hutchpp(job)
+    result = _xnystrace(job) if _gramian(job.operator).metric is None else _hutchpp(job)
     return dataclasses.replace(result, num_matvecs=result.num_matvecs + pilot.num_matvecs)
 
 
@@ -303,7 +310,7 @@ _METHODS: dict[str, Callable[[_Job], Estimate]] = {
 def _exact_size(operator: Operator) -> int:
     """Products of the exact method."""
     if isinstance(operator, Gramian) and operator.metric is None:
-        return min(operator.in_space.size, operator.jacobian.in_space.size)
+        return min(operator.in_space.size, operator.factor.in_space.size)
     return operator.in_space.size
 
 
