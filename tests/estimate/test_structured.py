@@ -27,6 +27,9 @@ class Declared(Structure):
     def trace(self) -> Exact[float]:
         return Exact(self.price, lambda: float(self.matrix.trace()))
 
+    def sampled_trace(self) -> None:
+        return None
+
     def diagonal(self) -> Exact[torch.Tensor]:
         return Exact(self.price, self.matrix.diagonal)
 

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from kpflow._checks import check_generator, check_one_of
-from kpflow.operators import Exact, Gramian, Operator, Structure
+from kpflow.operators import Exact, Gramian, Operator, Sampled, Structure
 
 from .base import (
     PILOT,
@@ -28,14 +28,18 @@ from .base import (
 )
 from .leave_one_out import NystromSketch, RangeSketch, reading, xnystrace, xtrace
 from .nonadaptive import OnePassSketch
-from .products import PROBES, Products, Samples, basis_blocks, inner, signs
+from .products import Products, Samples, basis_blocks, inner, signs
 from .sketch import Sketch, orthonormal_rows, project_out
-from .structured import by_structure, declared, is_worth
+from .structured import by_structure, declared, declared_samples, is_worth
+from .trace_arguments import check_fits, check_fraction, check_probes
 
 __all__ = ["trace"]
 
 ONE_SIDED_PRODUCTS = 300
 """One-sided products that "auto" is ready to take: about what 24 to 60 products and the algebra of a sketch cost."""
+
+BLOCK_PILOT = 16
+"""Products before the first look where the samples are of blocks: their spread is so small that more are a waste."""
 
 SKETCHED_RANK = 150
 """Effective rank beyond which a sketch holds too little of the spectrum to be worth its algebra. Chosen by experience,
@@ -67,13 +71,16 @@ def trace(
     - "xnystrace": the same with the Nyström approximation A S (Sᵀ A S)⁻¹ (A S)ᵀ from m test vectors S, for positive
       semi-definite A. It keeps 2 m vectors.
     - "one-sided-reverse": A = F Fᵀ: mean of ‖Fᵀ g‖², products with Fᵀ only (of F M Fᵀ: ⟨Fᵀ g, M Fᵀ g⟩).
+    - "one-sided-blocks": where structure tells blocks of A that are enough (of the NTK of a recurrent network, those
+      within trials): as one-sided-reverse without the noise between them, which is most of it with many trials.
     - "one-sided-forward": A = F Fᵀ: mean of ‖F g‖² with g in the space F takes, products with F only.
     - "exact": Σᵢ ⟨eᵢ, A eᵢ⟩, as many products as A has rows (F has columns, if fewer), or by structure and without a
       product where the operator declares it at less cost (K and the NTK of a recurrent network); error 0.
     - "auto": exact if the space has at most 64 entries (or as many as a budget that is to be spent as a whole), or if
-      structure is predicted to cost no more than as many products; for A = F Fᵀ one-sided-reverse, unless 36 probes
-      show that structure would cost less, or that more than 300 would be needed because the spectrum is short: then
-      xnystrace (hutch++ with a metric, which need not be positive); hutch++ for any other A.
+      structure is predicted to cost no more than as many products; for A = F Fᵀ one-sided-blocks, or one-sided-reverse
+      where no blocks are known, unless 16 or 36 probes show that structure would cost less, or that more than 300
+      would be needed because the spectrum is short: then xnystrace (hutch++ with a metric, which need not be positive);
+      hutch++ for any other A.
 
     Args:
         operator: A, from a space to itself; it need not be symmetric nor positive.
@@ -120,8 +127,8 @@ def trace(
     """
     check_operator("operator", operator, square=True, why="The trace of A Aᵀ is frobenius_norm(A) squared.")
     check_one_of("method", method, ("auto", *_METHODS))
-    _check_fits(operator, method)
-    fraction, kind = _check_fraction(method, sketch_fraction), _check_probes(method, probes, sketch_fraction)
+    check_fits(operator, method)
+    fraction, kind = check_fraction(method, sketch_fraction), check_probes(method, probes, sketch_fraction)
     job = _Job(operator, Effort.of(rtol, budget), fraction, kind, generator)
     run = _auto if method == "auto" else _METHODS[method]
     return at_the_door("trace", operator, method, raise_on_failure, lambda: run(job))
@@ -154,9 +161,15 @@ class _Job:
 class _Sampler:
     """A part that is known, `held`, plus the mean of samples; a second reading goes on from the first."""
 
-    def __init__(self, samples: Samples, held: float = 0.0) -> None:
+    def __init__(self, method: str, samples: Samples, held: float = 0.0, pilot: int = PILOT) -> None:
+        self.method = method
         self.samples = samples
         self.held = held
+        self.pilot = pilot
+
+    def finish(self, job: _Job, effort: Effort | None = None) -> Estimate:
+        """Draw until the job's effort is met."""
+        return settle(effort or job.effort, self.method, self.read, pilot=self.pilot, eps=job.eps)
 
     def read(self, total: int) -> Reading:
         """Draw until `total` products are spent."""
@@ -173,7 +186,7 @@ def _first(mean: Tensor) -> Tensor:
 
 def _hutchinson(job: _Job) -> Estimate:
     samples = Samples(Products(job.operator), job.generator, inner, kind=job.kind)
-    return job.settle("hutchinson", _Sampler(samples).read)
+    return _Sampler("hutchinson", samples).finish(job)
 
 
 def _hutchpp(job: _Job) -> Estimate:
@@ -212,7 +225,7 @@ def _read_left_out(sketch: RangeSketch | NystromSketch, pairs: Callable[[], Tens
     return reading(pairs(), sketch.spent)
 
 
-def _one_sided(job: _Job, side: Operator, metric: Operator | None) -> _Sampler:
+def _one_sided(job: _Job, method: str, side: Operator, metric: Operator | None) -> _Sampler:
     """Samples of ⟨B g, M B g⟩ for B = Fᵀ or F, with g made orthogonal to what is summed exactly."""
     products = Products(side)
     first = job.effort.budget if job.effort.whole else min(PILOT, job.effort.budget)
@@ -222,7 +235,7 @@ def _one_sided(job: _Job, side: Operator, metric: Operator | None) -> _Sampler:
     measure = functools.partial(_energy, None if metric is None else Products(metric))
     held = float(measure(basis, products(basis)).sum())
     deflate = functools.partial(project_out, basis=basis) if len(basis) else None
-    return _Sampler(Samples(products, job.generator, measure, deflate, kind=job.kind), held)
+    return _Sampler(method, Samples(products, job.generator, measure, deflate, kind=job.kind), held)
 
 
 def _energy(metric: Products | None, _probes: Tensor, image: Tensor) -> Tensor:
@@ -232,15 +245,34 @@ def _energy(metric: Products | None, _probes: Tensor, image: Tensor) -> Tensor:
 
 def _reverse(job: _Job) -> _Sampler:
     gramian = _gramian(job.operator)
-    return _one_sided(job, gramian.factor.T, gramian.metric)
+    return _one_sided(job, "one-sided-reverse", gramian.factor.T, gramian.metric)
+
+
+def _one_sided_blocks(job: _Job) -> Estimate:
+    return _blocks(job, declared_samples(job.operator)).finish(job)
+
+
+def _blocks(job: _Job, sampled: Sampled | None) -> _Sampler:
+    if sampled is None:
+        raise ValueError(
+            f"`method` 'one-sided-blocks' needs an operator whose structure knows blocks (the NTK of the states of a "
+            f"recurrent network); got {job.operator!r}. Use 'one-sided-reverse' or 'auto'."
+        )
+    shape = sampled.operator.out_shape
+
+    def measure(_probes: Tensor, image: Tensor) -> Tensor:
+        return sampled.energy(image.reshape(len(image), *shape))
+
+    samples = Samples(Products(sampled.operator), job.generator, measure, kind=job.kind)
+    return _Sampler("one-sided-blocks", samples, pilot=BLOCK_PILOT)
 
 
 def _one_sided_reverse(job: _Job) -> Estimate:
-    return job.settle("one-sided-reverse", _reverse(job).read)
+    return _reverse(job).finish(job)
 
 
 def _one_sided_forward(job: _Job) -> Estimate:
-    return job.settle("one-sided-forward", _one_sided(job, _gramian(job.operator).factor, None).read)
+    return _one_sided(job, "one-sided-forward", _gramian(job.operator).factor, None).finish(job)
 
 
 def _exact(job: _Job) -> Estimate:
@@ -279,17 +311,18 @@ def _auto(job: _Job) -> Estimate:
 
 def _one_sided_or_other(job: _Job, quantity: Exact[float] | None) -> Estimate:
     """One-sided, unless the pilot shows that structure is cheaper, or a spectrum so short that a sketch is."""
-    sampler, effort = _reverse(job), job.effort
-    if effort.whole or effort.budget <= PILOT:
-        return job.settle("one-sided-reverse", sampler.read)
-    pilot = settle(dataclasses.replace(effort, budget=PILOT), "one-sided-reverse", sampler.read, eps=job.eps)
+    sampled, effort = declared_samples(job.operator), job.effort
+    sampler = _reverse(job) if sampled is None else _blocks(job, sampled)
+    if effort.whole or effort.budget <= sampler.pilot:
+        return sampler.finish(job)
+    pilot = sampler.finish(job, dataclasses.replace(effort, budget=sampler.pilot))
     goal = effort.rtol * abs(pilot.value)
-    variance = PILOT * pilot.standard_error**2  # of one probe; 2 (value)²/(effective rank) for a Gaussian one
+    variance = sampler.pilot * pilot.standard_error**2  # of one probe; 2 (value)²/(effective rank) for a Gaussian one
     if quantity is not None and variance > quantity.cost * goal**2:
         return dataclasses.replace(by_structure(quantity.compute()), num_matvecs=pilot.num_matvecs)
     broad = 2 * pilot.value**2 > SKETCHED_RANK * variance
     if not math.isfinite(goal) or variance <= ONE_SIDED_PRODUCTS * goal**2 or broad:
-        return job.settle("one-sided-reverse", sampler.read)
+        return sampler.finish(job)
     job.effort = dataclasses.replace(effort, budget=effort.budget - pilot.num_matvecs)
     result = _xnystrace(job) if _gramian(job.operator).metric is None else _hutchpp(job)
     return dataclasses.replace(result, num_matvecs=result.num_matvecs + pilot.num_matvecs)
@@ -301,6 +334,7 @@ _METHODS: dict[str, Callable[[_Job], Estimate]] = {
     "hutch++-nonadaptive": _nonadaptive,
     "xtrace": _xtrace,
     "xnystrace": _xnystrace,
+    "one-sided-blocks": _one_sided_blocks,
     "one-sided-reverse": _one_sided_reverse,
     "one-sided-forward": _one_sided_forward,
     "exact": _exact,
@@ -318,55 +352,3 @@ def _gramian(operator: Operator) -> Gramian:
     if not isinstance(operator, Gramian):
         raise TypeError(f"The one-sided methods need a Gramian; got {type(operator).__name__}.")
     return operator
-
-
-def _check_fits(operator: Operator, method: str) -> None:
-    """Raise if a one-sided method is asked for where F is not known, or is not enough, or A not symmetric."""
-    if method == "xnystrace" and not operator.symmetric:
-        raise ValueError(
-            f"`method` 'xnystrace' needs a symmetric, positive semi-definite operator; got {operator!r}, which is not "
-            f"known to be symmetric. Use 'xtrace', which takes any."
-        )
-    if not method.startswith("one-sided"):
-        return
-    if not isinstance(operator, Gramian):
-        raise ValueError(
-            f"`method` {method!r} needs an operator A = F Fᵀ whose factor F is known (a Gramian); got {operator!r}. "
-            f"Use 'hutch++' or 'auto'."
-        )
-    if method == "one-sided-forward" and operator.metric is not None:
-        raise ValueError(
-            f"`method` 'one-sided-forward' needs a Gramian without a metric; got {operator!r}, which has one. "
-            f"Use 'one-sided-reverse', which takes any metric."
-        )
-
-
-def _check_fraction(method: str, fraction: float | None) -> float | None:
-    """Raise unless `sketch_fraction` suits the method; None is the method's default."""
-    if fraction is None:
-        return None
-    high = {"hutch++": 1 / 2, "hutch++-nonadaptive": 1 / 3, "one-sided-reverse": 1, "one-sided-forward": 1}.get(method)
-    if high is None:
-        raise ValueError(
-            f"`sketch_fraction` is for the 'hutch++' and the one-sided methods; got it with {method!r}. Leave it out."
-        )
-    if not 0 < fraction < high:
-        raise ValueError(f"`sketch_fraction` must be between 0 and {high:.3g} for method {method!r}; got {fraction!r}.")
-    return fraction
-
-
-def _check_probes(method: str, probes: str | None, fraction: float | None) -> str:
-    """Return the kind of probes, the method's own if None; raise unless it suits the method."""
-    left_out = method in ("xtrace", "xnystrace")
-    if probes is None:
-        return "sphere" if left_out else "signs"
-    check_one_of("probes", probes, PROBES)
-    if not left_out and method != "hutchinson" and not method.startswith("one-sided"):
-        raise ValueError(
-            f"`probes` is for 'hutchinson', 'xtrace', 'xnystrace' and the one-sided methods; got it with {method!r}. "
-            f"Leave it out."
-        )
-    if probes == "orthogonal" and (left_out or fraction is not None):
-        other = f"method {method!r}" if left_out else "`sketch_fraction`"
-        raise ValueError(f"`probes` 'orthogonal' cannot go with {other}, which makes its own; use 'signs' or 'sphere'.")
-    return probes

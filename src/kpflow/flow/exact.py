@@ -1,6 +1,7 @@
 """Exact traces, diagonals, norms and spectra of K and the NTK, where their structure makes them cheap."""
 
 import dataclasses
+import functools
 import math
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
@@ -10,12 +11,14 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from kpflow.operators import Exact, Structure
+from kpflow.operators import Exact, Sampled, Structure
 from kpflow.operators.blocks import ranges
 from kpflow.spaces import Space
 from kpflow.states import Linearisation, Site
 
 from .equal_times import OneStep, equal_time_blocks, groups_of, trial_entries, trial_work
+from .propagator import Propagator
+from .sampled import trial_energy
 
 __all__ = ["MEMORY", "KernelStructure", "NtkStructure", "chosen_sites"]
 
@@ -47,6 +50,10 @@ class NtkStructure(Structure):
 
     def trace(self) -> Exact[float] | None:
         return self._exact(self._trace)
+
+    def sampled_trace(self) -> Sampled:
+        """E Σ_b ‖C_bᵀ P_bᵀ g_b‖²: trials do not meet in P, so that what K has between trials is left out."""
+        return Sampled(Propagator(self.linearisation).T, functools.partial(trial_energy, self.sites))
 
     def diagonal(self) -> Exact[Tensor] | None:
         return self._exact(self._diagonal)
@@ -114,6 +121,9 @@ class KernelStructure(Structure):
 
     def trace(self) -> Exact[float] | None:
         return Exact(1.0, lambda: float(self._diagonal().sum()))
+
+    def sampled_trace(self) -> None:
+        return None
 
     def diagonal(self) -> Exact[Tensor] | None:
         return Exact(1.0, self._diagonal)

@@ -1,5 +1,6 @@
 """NTK = P K Pᵀ, the neural tangent kernel of all states, and of the outputs."""
 
+import functools
 from collections.abc import Sequence
 from typing import final
 
@@ -69,6 +70,10 @@ class Ntk(Gramian):
     @property
     def structure(self) -> Structure | None:
         """Exact quantities, for the states of a recurrent network without a metric, all of whose sites are known."""
+        return self._known_structure
+
+    @functools.cached_property
+    def _known_structure(self) -> Structure | None:
         if self._metric is not None or not self._of_states:
             return None
         sites = chosen_sites(self._linearisation, [part.name for part in self._jacobian.in_space.parts])

@@ -7,7 +7,7 @@ from .gramian import Gram, Gramian
 from .kronecker import BlockDiagonal, Kronecker
 from .leaves import Dense, Diagonal, Function, Identity, LowRank
 from .reduce import DEFAULT_PROBES, MAX_BASIS, PartialTrace, Restriction
-from .structure import Exact, Structure
+from .structure import Exact, Sampled, Structure
 
 __all__ = [
     "DEFAULT_PROBES",
@@ -28,6 +28,7 @@ __all__ = [
     "Operator",
     "PartialTrace",
     "Restriction",
+    "Sampled",
     "Scaled",
     "Structure",
     "Sum",

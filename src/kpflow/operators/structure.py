@@ -7,7 +7,9 @@ from typing import Generic, TypeVar, final
 
 from torch import Tensor
 
-__all__ = ["Exact", "Structure"]
+from .core import Operator
+
+__all__ = ["Exact", "Sampled", "Structure"]
 
 T = TypeVar("T")
 
@@ -31,6 +33,20 @@ class Exact(Generic[T]):
     compute: Callable[[], T]
 
 
+@final
+@dataclasses.dataclass(frozen=True, eq=False)
+class Sampled:
+    """A quantity of A as a mean over probes g with E g gᵀ = I, of less variance than that of ⟨g, A g⟩.
+
+    Args:
+        operator: B, which costs as much as one side of A = F Fᵀ.
+        energy: From blocks B g `[S, *shape]` to float64 samples `[S]`.
+    """
+
+    operator: Operator
+    energy: Callable[[Tensor], Tensor]
+
+
 class Structure(abc.ABC):
     """The exact quantities of a symmetric operator A, beside its products.
 
@@ -41,6 +57,10 @@ class Structure(abc.ABC):
     @abc.abstractmethod
     def trace(self) -> Exact[float] | None:
         """tr A."""
+
+    @abc.abstractmethod
+    def sampled_trace(self) -> Sampled | None:
+        """Samples whose mean is tr A, without the noise of blocks of A that do not count for the trace."""
 
     @abc.abstractmethod
     def diagonal(self) -> Exact[Tensor] | None:
