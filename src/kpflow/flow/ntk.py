@@ -6,7 +6,7 @@ from typing import final
 
 from torch import Tensor
 
-from kpflow.operators import Gramian, Operator, Structure
+from kpflow.operators import Function, Gramian, Operator, Structure
 from kpflow.states import Linearisation
 
 from .exact import NtkStructure, chosen_sites
@@ -86,12 +86,16 @@ class Ntk(Gramian):
 
 
 def _core(linearisation: Linearisation, readout: str | Operator | None) -> Operator:
-    """P C, or R P C; the Jacobian itself for the model's outputs, on which the read-out's own parameters act too."""
+    """P C, or R P C; the Jacobian itself where the read-out's own parameters act too."""
     if readout is None:
         return StateCore(linearisation)
     if isinstance(readout, Operator):
         return readout @ StateCore(linearisation)
-    return _whole_jacobian(linearisation, readout)
+    outputs = linearisation.readout
+    if outputs is None or outputs.has_parameters:
+        return _whole_jacobian(linearisation, readout)
+    of_states = Function(outputs.state_jvp, outputs.state_vjp, linearisation.space, outputs.space)
+    return of_states @ StateCore(linearisation)
 
 
 def _whole_jacobian(linearisation: Linearisation, readout: str | Operator | None) -> Operator:

@@ -47,6 +47,11 @@ class Readout(abc.ABC):
     space: Space
     """The space of y."""
 
+    @property
+    @abc.abstractmethod
+    def has_parameters(self) -> bool:
+        """Whether any trainable parameter acts on y directly, and not only through the states."""
+
     @abc.abstractmethod
     def state_jvp(self, state: Tensor) -> Tensor:
         """∂g/∂S · state, blocks `[S, *state shape]` to `[S, *output shape]`."""

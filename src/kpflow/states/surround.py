@@ -146,6 +146,10 @@ class ModelReadout(Readout):
         check_finite("outputs", self.outputs)
         self.space = Space.of(outputs.shape, _output_axes(outputs.ndim), outputs.dtype, outputs.device)
 
+    @property
+    def has_parameters(self) -> bool:
+        return bool(self._values)
+
     def state_jvp(self, state: Tensor) -> Tensor:
         return pushforward(self._of_states, self._states)(state)
 
@@ -187,6 +191,10 @@ class CoreReadout(Readout):
         self._parameters = parameters
         self.outputs = states[..., units]
         self.space = Space.of(self.outputs.shape, ("trial", "time", "output"), states.dtype, states.device)
+
+    @property
+    def has_parameters(self) -> bool:
+        return False
 
     def state_jvp(self, state: Tensor) -> Tensor:
         return state[..., self._units]
