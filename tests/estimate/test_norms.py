@@ -187,3 +187,14 @@ def test_refusals(arguments, match):
 def test_operator_norm_refuses_too_small_a_budget():
     with pytest.raises(ValueError, match=r"`budget` must be at least 2 here, for one probe; got 1"):
         operator_norm(Dense(randn(300, 300)), budget=1)
+
+
+def test_the_basis_grows_only_where_there_are_leading_modes():
+    """After the pilot of 36 products a third of the rest goes into the basis, or none."""
+    for name, columns in (("bulk", 12), ("power law", 40)):
+        both = Sketch([Dense(matrix(name, 100))], 1 / 3, seeded(), two_sided=True, least_share=0.25)
+        both.grow(36)
+        both.inner()
+        both.grow(120)
+        assert both.sketched == columns
+        assert both.spent == 120

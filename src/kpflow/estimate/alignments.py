@@ -23,7 +23,7 @@ from .base import (
     settle,
 )
 from .products import Products, basis_blocks, inner
-from .sketch import Sketch
+from .sketch import LEAST_SHARE, Sketch
 
 __all__ = ["alignment"]
 
@@ -87,7 +87,8 @@ def alignment(
 
 
 def _deflated(left: Operator, right: Operator, effort: Effort, generator: torch.Generator) -> Estimate:
-    sketch = Sketch([left, right], 1 / 3, generator, two_sided=left.symmetric and right.symmetric)
+    two_sided = left.symmetric and right.symmetric
+    sketch = Sketch([left, right], 1 / 3, generator, two_sided=two_sided, least_share=LEAST_SHARE)
 
     return settle(effort, "deflated", functools.partial(_read, sketch), pilot=2 * PILOT, eps=sketch.eps)
 

@@ -188,7 +188,7 @@ def _hutchinson(operator: Operator, generator: torch.Generator) -> _Means:
 def _forward(operator: Operator, generator: torch.Generator) -> _Means:
     if not isinstance(operator, Gramian):
         raise TypeError(f"The one-sided methods need a Gramian; got {type(operator).__name__}.")
-    return _Means(operator.factor, generator, lambda _probes, image: image.square())
+    return _Means(operator.factor, generator, lambda _probes, image: image.double().square())
 
 
 _SAMPLERS: dict[str, Callable[[Operator, torch.Generator], _Means | _LeftOut]] = {

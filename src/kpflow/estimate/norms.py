@@ -34,6 +34,10 @@ from .structured import by_structure, declared, is_worth, smaller_side
 __all__ = ["frobenius_norm", "operator_norm"]
 
 
+LEAST_SHARE_OF_NORM = 0.1
+"""Part of ‖A‖²_F that the first basis must hold to grow, for the norm alone. Chosen by experience."""
+
+
 def frobenius_norm(
     operator: Operator,
     *,
@@ -48,7 +52,8 @@ def frobenius_norm(
     Methods, with g random signs, and Q an orthonormal basis of A S for a third of the products:
 
     - "deflated": symmetric A: ‖A‖²_F = 2 ‖A Q‖² − ‖Qᵀ A Q‖² + E ‖(I−QQᵀ) A (I−QQᵀ) g‖²; otherwise
-      ‖A‖²_F = ‖Aᵀ Q‖² + E ‖(I−QQᵀ) A g‖². Exact to rounding if rank A ≤ q. It keeps 2 (q + s) vectors.
+      ‖A‖²_F = ‖Aᵀ Q‖² + E ‖(I−QQᵀ) A g‖². Exact to rounding if rank A ≤ q. It keeps 2 (q + s) vectors. Where the first
+      36 products show no leading modes, Q stays as it is and all further products go to probes g.
     - "hutchinson": mean of ‖A g‖². As good on flat spectra; leading modes need 10 to 20 times the products.
     - "one-sided-reverse": A = F Fᵀ: mean over pairs i ≠ j of ⟨Fᵀ gᵢ, Fᵀ gⱼ⟩² (of F M Fᵀ: ⟨Fᵀ gᵢ, M Fᵀ gⱼ⟩²), products
       with Fᵀ only. It keeps m vectors of the size F takes.
@@ -105,7 +110,7 @@ def frobenius_norm(
 
 
 def _deflated(operator: Operator, effort: Effort, generator: torch.Generator) -> Estimate:
-    sketch = Sketch([operator], 1 / 3, generator, two_sided=operator.symmetric)
+    sketch = Sketch([operator], 1 / 3, generator, two_sided=operator.symmetric, least_share=LEAST_SHARE_OF_NORM)
     return settle(effort, "deflated", functools.partial(_read_sketch, sketch), eps=sketch.eps)
 
 

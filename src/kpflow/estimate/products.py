@@ -37,6 +37,9 @@ BLOCK_ENTRIES = 2**22
 SUM_ENTRIES = 2**18
 """Entries of a vector that are converted to float64 at a time in `gram`."""
 
+PIECE_ENTRIES, MIN_PIECE = 2**16, 64
+"""Entries of a block that are converted at a time in `inner`, which stay in the cache, and of each of its rows."""
+
 
 class NotFiniteError(FloatingPointError):
     """A product holds NaN or inf; carries the products spent."""
@@ -205,8 +208,17 @@ def basis_blocks(space: Space, block: int) -> Iterator[Float[Tensor, "S N"]]:
 
 
 def inner(left: Float[Tensor, "S N"], right: Float[Tensor, "S N"]) -> Float[Tensor, " S"]:
-    """⟨left, right⟩ of each pair of rows, accumulated in float64: float32 norms are wrong by 1e-3 at 1e7 entries."""
-    return (left * right).sum(1, dtype=torch.float64)
+    """⟨left, right⟩ of each pair of rows, in float64, over pieces of the long axis.
+
+    Norms accumulated in float32 are wrong by 1e-3 at 1e7 entries; products in float32 vanish below 1e-45, so that the
+    norm of what is 1e-25 would be 0, and overflow above 1e38.
+    """
+    entries = PIECE_ENTRIES if left.device.type == "cpu" else BLOCK_ENTRIES
+    length = max(MIN_PIECE, entries // max(len(left), 1))
+    total = torch.zeros(len(left), dtype=torch.float64, device=left.device)
+    for piece, other in zip(left.split(length, dim=1), right.split(length, dim=1), strict=True):
+        total += (piece.double() * other).sum(1)
+    return total
 
 
 def gram(left: Float[Tensor, "S N"], right: Float[Tensor, "K N"]) -> Float[Tensor, "S K"]:

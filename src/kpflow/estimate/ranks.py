@@ -30,7 +30,7 @@ from .base import (
     spread,
 )
 from .products import BLOCK_ENTRIES, Products, basis_blocks, gram_operator, inner
-from .sketch import Sketch
+from .sketch import LEAST_SHARE, Sketch
 from .structured import by_structure, declared, is_worth, smaller_side
 
 __all__ = ["effective_rank"]
@@ -164,7 +164,7 @@ class _Kept:
 def _deflated(
     operator: Operator, cost: int, kept: _Kept | None, effort: Effort, generator: torch.Generator
 ) -> Estimate:
-    sketch = Sketch([operator], 1 / 3, generator, two_sided=True, cost=cost)
+    sketch = Sketch([operator], 1 / 3, generator, two_sided=True, cost=cost, least_share=LEAST_SHARE)
 
     return settle(effort, "deflated", functools.partial(_read, sketch, kept), pilot=cost * PILOT, eps=sketch.eps)
 

@@ -12,7 +12,7 @@ from kpflow.operators import Operator
 from .base import EXACT_SIZE, PILOT, Effort, Estimate, Reading, Status, check_operator, jackknife, not_finite, undefined
 from .krylov import Triplets, symmetric_ritz
 from .products import NotFiniteError, Products, basis_blocks, inner
-from .sketch import Sketch
+from .sketch import LEAST_SHARE, Sketch
 from .spectra import Modes, no_modes, shaped_modes
 
 __all__ = ["Summary", "summary"]
@@ -119,7 +119,7 @@ def summary(
 
 
 def _sampled(operator: Operator, effort: Effort, k: int, generator: torch.Generator) -> Summary:
-    sketch = Sketch([operator], FRACTION, generator, two_sided=True)
+    sketch = Sketch([operator], FRACTION, generator, two_sided=True, least_share=LEAST_SHARE)
     total = effort.budget if effort.whole else min(PILOT, effort.budget)
     while True:
         sketch.grow(total)
