@@ -31,6 +31,7 @@ __all__ = [
     "exact_pays",
     "jackknife",
     "not_finite",
+    "relative",
     "settle",
     "spread",
 ]
@@ -194,6 +195,13 @@ def spread(left_out: Float[Tensor, " S"]) -> float:
     count = len(left_out)
     variance = (count - 1) / count * float((left_out - left_out.mean()).square().sum())
     return math.sqrt(variance * (count - 1) / (count - 3))
+
+
+def relative(error: float, value: float) -> float:
+    """error/|value|: 0 for no error, infinite for an error of nothing."""
+    if not value:
+        return math.inf if error else 0.0
+    return error / abs(value)
 
 
 def exact_pays(size: int, effort: Effort, cost: int = 1) -> bool:

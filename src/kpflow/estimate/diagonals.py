@@ -23,6 +23,7 @@ from .base import (
     check_operator,
     exact_pays,
     not_finite,
+    relative,
     settle,
 )
 from .leave_one_out import RangeSketch, xdiag
@@ -53,9 +54,8 @@ class DiagonalEstimate:
 
     @property
     def relative_error(self) -> float:
-        """‖standard errors‖₂/‖values‖₂, which `rtol` is about; 0 for an exact zero."""
-        error = _norm(self.standard_errors)
-        return error / _norm(self.values) if error else 0.0
+        """‖standard errors‖₂/‖values‖₂, which `rtol` is about; 0 for an exact zero, infinite for one with an error."""
+        return relative(_norm(self.standard_errors), _norm(self.values))
 
     def __repr__(self) -> str:
         shape = " × ".join(map(str, self.values.shape))

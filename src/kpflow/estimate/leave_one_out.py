@@ -267,10 +267,10 @@ def _covariance(p: Tensor, q: Tensor, y: Tensor, z: Tensor, offset: int) -> Floa
     """Mean of dᵢⱼ ∘ dⱼᵢ over the pairs j = i + offset, going round."""
     cosine = (p * p.roll(-offset, 1)).sum(0)
     sine = 1 - cosine.square()
-    weight = torch.where(sine >= NARROW, 1 / sine.square(), 0.0)[:, None].to(q.dtype)
+    weight = torch.where(sine >= NARROW, 1 / sine.square(), 0.0)[:, None]
     g, qj, yj, zj = cosine[:, None].to(q.dtype), *(x.roll(-offset, 0) for x in (q, y, z))
-    product = weight * (qj - g * q) * (zj - g * y) * (q - g * qj) * (z - g * yj)
-    return product.sum(0, dtype=torch.float64) / len(q)
+    left, right = (qj - g * q) * (zj - g * y), (q - g * qj) * (z - g * yj)
+    return (left.double() * right * weight).sum(0) / len(q)
 
 
 @final

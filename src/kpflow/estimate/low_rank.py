@@ -11,7 +11,7 @@ from torch import Tensor
 from kpflow._checks import check_generator, check_positive, check_range
 from kpflow.operators import LowRank, Operator
 
-from .base import Effort, Estimate, Reading, Status, check_operator, jackknife, not_finite
+from .base import Effort, Estimate, Reading, Status, check_operator, jackknife, not_finite, relative
 from .products import NotFiniteError, Products, gram, inner, signs
 from .sketch import orthonormal_rows
 
@@ -57,8 +57,8 @@ class Nystrom:
 
     @property
     def relative_error(self) -> float:
-        """‖A − Â‖_F/‖Â‖_F, not below ‖A − Â‖_F/‖A‖_F, as ‖Â‖_F ≤ ‖A‖_F; 0 for the zero operator."""
-        return self.error.value / float(self.values.double().norm()) if self.error.value else 0.0
+        """‖A − Â‖_F/‖Â‖_F, not below ‖A − Â‖_F/‖A‖_F, as ‖Â‖_F ≤ ‖A‖_F; 0 for A = 0, infinite for Â = 0 otherwise."""
+        return relative(self.error.value, float(self.values.double().norm()))
 
     def __repr__(self) -> str:
         warning = "" if self.status is Status.CONVERGED else f"; {self.status.value}"
@@ -187,9 +187,10 @@ class _Sketch:
 
     def _eigenpairs(self) -> tuple[Float[Tensor, " K"], Float[Tensor, "K N"]]:
         """Eigenpairs of Â, those to rounding left out. [Tropp et al. 2017, Algorithm 3]."""
-        finfo = torch.finfo(self.space.dtype)
         scale = math.sqrt(float(inner(self.images, self.images).sum()))
-        shift = max(math.sqrt(self.size) * finfo.eps * scale, math.sqrt(finfo.tiny))
+        shift = math.sqrt(self.size) * torch.finfo(self.space.dtype).eps * scale
+        if shift == 0:
+            return inner(self.images[:0], self.images[:0]), self.images[:0]
         core = gram(self.omega, self.images)
         values, turn = torch.linalg.eigh((core + core.mT) / 2)
         if len(values) and float(values[0]) < -NEGATIVE * shift:
