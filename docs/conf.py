@@ -44,7 +44,13 @@ sphinx_gallery_conf = {
     "gallery_dirs": "examples",
     "filename_pattern": "/plot_",
     "within_subsection_order": ExplicitOrder(
-        ["plot_first_steps.py", "plot_self_referential_bias.py", "plot_one_gradient_step.py"]
+        [
+            "plot_first_steps.py",
+            "plot_self_referential_bias.py",
+            "plot_one_gradient_step.py",
+            "plot_trace_estimators.py",
+            "plot_alignment_of_a_trained_network.py",
+        ]
     ),
     "abort_on_example_error": True,
     "remove_config_comments": True,

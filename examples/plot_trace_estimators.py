@@ -7,9 +7,9 @@ One-sided estimators, tr F Fᵀ = E ‖Fᵀ g‖² (reverse mode alone) or E ‖
 at few samples where the numbers of states and parameters differ much, and all are faster than the exact trace by orders
 of magnitude.
 
-**The numbers** below: relative RMS errors of seven methods on the two networks of the paper, against products and
+**The numbers** below: relative RMS errors of eight methods on the two networks of the paper, against products and
 against time, and the speed-ups to 1 %. The claims hold, with two additions: what decides between the methods is the
-spectrum, and where the exact trace is known by structure, nothing much is left to speed up.
+spectrum, and where the exact trace is known by structure, not much is left to speed up.
 """
 
 import itertools
@@ -88,7 +88,10 @@ for name, operator in operators.items():
 # %%
 # Errors
 # ------
-# Each method takes a budget of products and spends it; the error is against the exact trace, over seeds.
+# Each method takes a budget of products and spends it; the error is against the exact trace, over 16 seeds, and over 5
+# for the larger budgets, where single points may be off by half of their value. The last method is not in the paper,
+# and is for recurrent networks alone: only blocks of the kernel within trials count for its trace, and
+# "one-sided-blocks" leaves out the noise that comes from between trials.
 
 METHODS = {
     "Hutchinson": {"method": "hutchinson"},
@@ -98,7 +101,9 @@ METHODS = {
     "XNysTrace": {"method": "xnystrace"},
     "one-sided, reverse": {"method": "one-sided-reverse"},
     "one-sided, forward": {"method": "one-sided-forward"},
+    "one-sided, blocks": {"method": "one-sided-blocks"},
 }
+AVAILABLE = {"perceptron": list(METHODS)[:-1], "GRU": list(METHODS)}
 SEEDS = {8: 16, 12: 16, 24: 16, 48: 5, 96: 5, 150: 5}  # budget: how many
 
 
@@ -124,7 +129,7 @@ def measure(name: str, method: str, budget: int) -> Point:
 
 
 curves = {
-    name: {method: {budget: measure(name, method, budget) for budget in SEEDS} for method in METHODS}
+    name: {method: {budget: measure(name, method, budget) for budget in SEEDS} for method in AVAILABLE[name]}
     for name in operators
 }
 for name, methods in curves.items():
@@ -141,7 +146,7 @@ for name, methods in curves.items():
 predicted = {}
 for name, operator in operators.items():
     square = kp.estimate.frobenius_norm(operator, budget=150).value ** 2
-    for side, kernel in {"reverse": operator, "forward": Gram(operator.jacobian.T)}.items():
+    for side, kernel in {"reverse": operator, "forward": Gram(operator.factor.T)}.items():
         diagonal = kp.estimate.diagonal(kernel, method="exact", budget=10**5).values
         held = float(diagonal.square().sum()) / square
         predicted[name, side] = (2 * square * (1 - held)) ** 0.5 / truth[name].value
@@ -159,6 +164,7 @@ LOOKS = {
     "XNysTrace": ("kernel", "v:"),
     "one-sided, reverse": ("propagator", "D-"),
     "one-sided, forward": ("score", "D-"),
+    "one-sided, blocks": ("error", "P-"),
 }
 fig, axes = plt.subplots(2, 2, figsize=(8, 6.4), sharey="row", layout="constrained")
 for row, (name, methods) in zip(axes, curves.items(), strict=True):
@@ -175,7 +181,7 @@ for row, (name, methods) in zip(axes, curves.items(), strict=True):
     row[0].set_ylabel(f"relative RMS error, {name}")
 axes[1, 0].set_xlabel("products")
 axes[1, 1].set_xlabel("seconds of one thread")
-fig.legend(*axes[0, 0].get_legend_handles_labels(), loc="outside upper center", ncols=4, fontsize=8, frameon=False)
+fig.legend(*axes[1, 0].get_legend_handles_labels(), loc="outside upper center", ncols=4, fontsize=8, frameon=False)
 
 # %%
 # Where the curves agree with the paper
@@ -212,15 +218,19 @@ for method, budget in itertools.product(("one-sided, reverse", "Hutch++", "Hutch
 # *Forward is not worse on the perceptron.* The paper finds it slow where parameters are many. Here a product with F
 # costs about as much as one with Fᵀ, since both are reverse passes, and for each product its error is a third smaller.
 #
-# *On the GRU*, with an effective rank of 237, no method is ahead of forward by much within 150 products. XNysTrace is
-# close for few of them, but spends most of its time on linear algebra.
+# *On the GRU*, with an effective rank of 237, no sketch is ahead of forward by much within 150 products. XNysTrace is
+# close for few of them, but spends most of its time on linear algebra. What helps is to know that trials do not mix:
+# with the blocks the error is below 1 % from 8 products on, about half of any other's or less up to 24.
 
 for method in ("Hutch++", "XTrace", "XNysTrace"):
     assert mlp[method][96] < 1e-4 < 5e-3 < mlp["one-sided, reverse"][96], method
 assert mlp["XNysTrace"][48] < 1e-3 < 1e-2 < mlp["Hutch++"][48]
 assert mlp["Hutch++, split 1/6"][150] > 1e-3
 assert 0.5 < predicted["perceptron", "forward"] / predicted["perceptron", "reverse"] < 0.8
-assert all(rnn[method][150] > rnn["one-sided, forward"][150] / 1.5 for method in METHODS)
+assert all(rnn[method][150] > rnn["one-sided, forward"][150] / 2 for method in METHODS)
+assert all(
+    rnn["one-sided, blocks"][b] < 0.6 * min(e[b] for m, e in rnn.items() if "blocks" not in m) for b in (8, 12, 24)
+)
 
 # %%
 # Speed-ups
@@ -237,9 +247,9 @@ for name, methods in curves.items():
 
 # %%
 # So the orders of magnitude are there, against the direct trace: some tens for the perceptron (the paper has 93 at 1 %)
-# and some hundreds for the GRU (the paper has 13 500, for one with three times as many states, whose square the direct
-# trace pays). Against the exact trace as kpflow computes it, they are some tens for the perceptron, by products with Fᵀ
-# alone, but only two or three for the GRU: its formula is predicted to cost 115 products with Fᵀ, and has no error.
+# and nearly a thousand for the GRU (the paper has 13 500, for one with three times as many states, whose square direct
+# costs). Against the exact trace as kpflow computes it, they are some tens for the perceptron, by products with Fᵀ
+# alone, but less than ten for the GRU: its formula is predicted to cost 115 products with Fᵀ, and has no error.
 #
 # At 0.1 % the paper has 36 for its perceptron, which the sketches above have too, and 9 000 for its GRU. That is not
 # a speed-up to an RMS error: the published scripts take, in each run, the first point below the tolerance, of the best
