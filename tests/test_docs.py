@@ -27,6 +27,12 @@ def test_quickstart_runs(tmp_path):
     assert len(list((tmp_path / "runs/mine").glob("*.safetensors"))) > 3
 
 
+def test_performance_page_runs(tmp_path):
+    (found,) = examples((DOCS / "performance.md").read_text(encoding="utf-8"))
+    (printed,) = outputs([found], tmp_path)
+    assert printed == found.shown
+
+
 def test_the_operator_of_how_to_extend_keeps_the_contract():
     (found,) = examples((DOCS / "how-to-extend.md").read_text(encoding="utf-8"))
     names: dict = {}
@@ -54,7 +60,8 @@ def test_tests_that_the_theory_names_exist():
 
 
 def test_links_between_pages_lead_somewhere():
-    made = {"examples/plot_self_referential_bias.rst"}  # by the gallery
+    names = ("self_referential_bias", "trace_estimators", "alignment_of_a_trained_network")
+    made = {f"examples/plot_{name}.rst" for name in names}  # by the gallery
     for page in DOCS.glob("*.md"):
         links = re.findall(r"\]\(([^)#:]+)(?:#[^)]*)?\)", page.read_text(encoding="utf-8"))
         assert [link for link in links if link not in made and not (DOCS / link).exists()] == [], page.name
