@@ -48,6 +48,9 @@ EXACT_SIZE = 64
 PILOT = 36
 """Products before the first look at the error. Fewer would let a lucky spread of a few probes end the estimate."""
 
+LOOSE_PILOT = 24
+"""The same for deflated estimates to 4 % or less exactly: 8 probes beside a basis of 8."""
+
 MIN_PROBES = 8
 """Fewer probes than this say nothing about their spread, which could vanish by chance: the error is then infinite."""
 
@@ -133,6 +136,11 @@ class Effort:
             check_positive("budget", budget, integer=True)
         given = budget is not None
         return Effort(float(rtol or DEFAULT_RTOL), budget or DEFAULT_BUDGET, given and rtol is None, given)
+
+    @property
+    def pilot(self) -> int:
+        """Products of a deflated estimate before the first look."""
+        return LOOSE_PILOT if self.rtol >= 0.04 else PILOT
 
     def times(self, cost: int) -> "Effort":
         """Where a probe takes `cost` products: the default budget is as many times larger, the user's is not."""

@@ -111,7 +111,7 @@ def frobenius_norm(
 
 def _deflated(operator: Operator, effort: Effort, generator: torch.Generator) -> Estimate:
     sketch = Sketch([operator], 1 / 3, generator, two_sided=operator.symmetric, least_share=LEAST_SHARE_OF_NORM)
-    return settle(effort, "deflated", functools.partial(_read_sketch, sketch), eps=sketch.eps)
+    return settle(effort, "deflated", functools.partial(_read_sketch, sketch), pilot=effort.pilot, eps=sketch.eps)
 
 
 def _read_sketch(sketch: Sketch, total: int) -> Reading:

@@ -15,7 +15,6 @@ from kpflow.spaces import Space
 
 from .base import (
     MIN_PROBES,
-    PILOT,
     Effort,
     Estimate,
     Reading,
@@ -166,7 +165,7 @@ def _deflated(
 ) -> Estimate:
     sketch = Sketch([operator], 1 / 3, generator, two_sided=True, cost=cost, least_share=LEAST_SHARE)
 
-    return settle(effort, "deflated", functools.partial(_read, sketch, kept), pilot=cost * PILOT, eps=sketch.eps)
+    return settle(effort, "deflated", functools.partial(_read, sketch, kept), pilot=cost * effort.pilot, eps=sketch.eps)
 
 
 def _read(sketch: Sketch, kept: _Kept | None, total: int) -> Reading:

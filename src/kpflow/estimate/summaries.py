@@ -9,7 +9,7 @@ import torch
 from kpflow._checks import check_generator, check_positive
 from kpflow.operators import Operator
 
-from .base import EXACT_SIZE, PILOT, Effort, Estimate, Reading, Status, check_operator, jackknife, not_finite, undefined
+from .base import EXACT_SIZE, Effort, Estimate, Reading, Status, check_operator, jackknife, not_finite, undefined
 from .krylov import Triplets, symmetric_ritz
 from .products import NotFiniteError, Products, basis_blocks, inner
 from .sketch import LEAST_SHARE, Sketch
@@ -120,7 +120,7 @@ def summary(
 
 def _sampled(operator: Operator, effort: Effort, k: int, generator: torch.Generator) -> Summary:
     sketch = Sketch([operator], FRACTION, generator, two_sided=True, least_share=LEAST_SHARE)
-    total = effort.budget if effort.whole else min(PILOT, effort.budget)
+    total = effort.budget if effort.whole else min(effort.pilot, effort.budget)
     while True:
         sketch.grow(total)
         readings = _readings(sketch)
