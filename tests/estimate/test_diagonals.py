@@ -153,7 +153,7 @@ def test_xdiag_completes_the_basis():
     for effort in ({"budget": 90}, {"rtol": 1e-9}):
         estimate = diagonal(Dense(a), method="xdiag", **effort)
         torch.testing.assert_close(estimate.values, a.diagonal(), rtol=0, atol=1e-11)
-        assert estimate.relative_error < 1e-14
+        assert estimate.relative_error < 1e-13
         assert estimate.num_matvecs <= 2 * 90
 
 

@@ -99,7 +99,7 @@ def _read(sketch: Sketch, total: int) -> Reading:
     held = torch.tensor([part[0] for part in parts], dtype=torch.float64, device=parts[0][1].device)
     samples = torch.stack([part[1] for part in parts], dim=1)
     value, error = jackknife(lambda mean: _cosine(held + mean), samples)
-    return Reading(value, error, len(samples), sketch.spent)
+    return Reading(value, error, len(samples), sketch.spent, scale=1.0)
 
 
 def _exact(left: Operator, right: Operator, effort: Effort, _generator: torch.Generator) -> Estimate:

@@ -106,12 +106,21 @@ class Estimate:
 @final
 @dataclasses.dataclass(frozen=True)
 class Reading:
-    """What the probes so far say: the value, its standard error, the number of probes behind it, the products spent."""
+    """What the probes so far say.
+
+    Args:
+        value: The number.
+        error: Its standard error.
+        probes: The number of probes behind it.
+        spent: Products.
+        scale: Size of what cancels in the value: what rounding is relative to, if that is more than the value.
+    """
 
     value: float
     error: float
     probes: int
     spent: int
+    scale: float = 0.0
 
 
 @final
@@ -168,7 +177,7 @@ def settle(
         method: Name for the result.
         read: Takes the products allowed in all, and tells what they say.
         pilot: Products before the first reading.
-        eps: Rounding of the products; the error is never below 8 eps of the value.
+        eps: Rounding of the products; the error is never below 8 eps of the value, nor of the scale of the reading.
     """
     total = effort.budget if effort.whole else min(pilot, effort.budget)
     reading = read(total)
@@ -176,7 +185,7 @@ def settle(
         total = effort.next(total, reading)
         reading = read(total)
     status = Status.CONVERGED if effort.met(reading) else Status.BUDGET_EXHAUSTED
-    error = max(reading.error, 8 * eps * abs(reading.value))
+    error = max(reading.error, 8 * eps * abs(reading.value), 8 * eps * reading.scale)
     return Estimate(reading.value, error, reading.spent, status, method)
 
 

@@ -179,7 +179,8 @@ def _curve(held: Rules | None, samples: Rules | None, integrand: Integrand) -> t
     means = torch.stack([part.mean(0) for part in drawn])
     first = torch.stack([part + means[0] for part in known])
     second = known[0] + means
-    return second[0], _spread(drawn[0]), remaining(first) + remaining(second)
+    truncation = remaining(first) + remaining(second)
+    return second[0], _spread(drawn[0]), torch.full_like(truncation, math.inf) if samples.open else truncation
 
 
 def _spread(samples: Float[Tensor, "S G"]) -> Float[Tensor, " G"]:

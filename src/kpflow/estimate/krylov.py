@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+import math
 from typing import final
 
 import torch
@@ -13,7 +14,7 @@ from kpflow.operators import Operator
 from .products import Products, basis_blocks, gram, inner
 from .sketch import orthonormal_rows
 
-__all__ = ["DENSE_SIZE", "Triplets", "krylov", "leading", "singular_ritz", "symmetric_ritz"]
+__all__ = ["DENSE_SIZE", "Triplets", "bound_of_largest", "krylov", "leading", "singular_ritz", "symmetric_ritz"]
 
 DENSE_SIZE = 200
 """Operators whose smaller side has at most so many entries are formed and diagonalised. Chosen by experience."""
@@ -23,6 +24,9 @@ OVERSAMPLING = 4
 
 LEAST_EXPANSIONS = 3
 """Expansions before convergence is believed: a random block could look converged on inner modes."""
+
+LEAST_PRODUCTS = (1 + OVERSAMPLING) * (1 + LEAST_EXPANSIONS)
+"""Products with A that a block for one mode and these expansions take."""
 
 
 @final
@@ -102,6 +106,17 @@ def krylov(operator: Operator, k: int, *, tol: float, budget: int, generator: to
         basis, images = torch.cat([basis, fresh]), torch.cat([images, products(fresh)])
         expansions += 1
     return _triplets(ritz, k, products.count + adjoint.count, settled, "block Krylov")
+
+
+def bound_of_largest(operator: Operator, found: Triplets) -> float:
+    """A bound on the error of |σ₁|: the residual ‖A v − λ v‖, or ‖Aᵀ u − σ v‖/√2.
+
+    Infinite where so few products were taken that the leading mode may not have been seen.
+    """
+    least = LEAST_PRODUCTS * (1 if operator.symmetric else 2)
+    if not found.converged and found.spent < least:
+        return math.inf
+    return float(found.residuals[0]) / (1.0 if operator.symmetric else math.sqrt(2))
 
 
 def symmetric_ritz(basis: Float[Tensor, "Q N"], images: Float[Tensor, "Q N"], count: int) -> _Ritz:

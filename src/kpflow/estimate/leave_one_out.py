@@ -15,7 +15,7 @@ from torch import Tensor
 from kpflow.operators import Operator
 
 from .base import MIN_PROBES, Reading
-from .products import Probes, Products, gram, inner, triangle
+from .products import Probes, Products, gram, norm, triangle
 from .sketch import orthonormal_rows
 
 __all__ = ["NystromSketch", "RangeSketch", "reading", "variance", "xdiag", "xnystrace", "xtrace"]
@@ -215,10 +215,10 @@ def xnystrace(sketch: NystromSketch) -> Float[Tensor, "S S"]:
     """
     p = _directions(sketch.coefficients)
     eps = torch.finfo(sketch.basis.dtype).eps
-    norm = math.sqrt(float(inner(sketch.images, sketch.images).sum()))
-    if norm == 0:
+    size = norm(sketch.images)
+    if size == 0:
         return p.new_zeros(p.shape[1], p.shape[1])
-    shift = 8 * eps * norm
+    shift = 8 * eps * size
     root = _inverse_root(gram(sketch.basis, sketch.images), shift, eps)  # H⁻¹ = root rootᵀ
     spread = triangle(sketch.images + shift * sketch.basis) @ root
     half = root.mT @ p

@@ -12,7 +12,7 @@ from kpflow._checks import check_generator, check_positive, check_range
 from kpflow.operators import LowRank, Operator
 
 from .base import Effort, Estimate, Reading, Status, check_operator, jackknife, not_finite, relative
-from .products import NotFiniteError, Products, gram, inner, signs
+from .products import NotFiniteError, Products, gram, inner, norm, signs
 from .sketch import orthonormal_rows
 
 __all__ = ["Nystrom", "nystrom"]
@@ -187,10 +187,9 @@ class _Sketch:
 
     def _eigenpairs(self) -> tuple[Float[Tensor, " K"], Float[Tensor, "K N"]]:
         """Eigenpairs of Â, those to rounding left out. [Tropp et al. 2017, Algorithm 3]."""
-        scale = math.sqrt(float(inner(self.images, self.images).sum()))
-        shift = math.sqrt(self.size) * torch.finfo(self.space.dtype).eps * scale
+        shift = math.sqrt(self.size) * torch.finfo(self.space.dtype).eps * norm(self.images)
         if shift == 0:
-            return inner(self.images[:0], self.images[:0]), self.images[:0]
+            return self.images.new_zeros(0, dtype=torch.float64), self.images[:0]
         core = gram(self.omega, self.images)
         values, turn = torch.linalg.eigh((core + core.mT) / 2)
         if len(values) and float(values[0]) < -NEGATIVE * shift:

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from kpflow.operators import Operator
 
-from .products import Products, gram, inner, signs
+from .products import Products, gram, inner, norm, signs
 
 __all__ = ["OnePassSketch"]
 
@@ -68,6 +68,10 @@ class OnePassSketch:
         held = (inverse * gram(self.right_images, self.left_images)).sum()
         known = gram(self.probes, self.right_images) @ inverse  # [S, q]
         return float(held), self.forms - (known * gram(self.probes, self.left_images)).sum(1)
+
+    def scale(self) -> float:
+        """‖A‖_F, roughly, from the probes: the size of what is added up to the trace."""
+        return norm(self.left_images) / max(len(self.left_images), 1) ** 0.5
 
     def _signs(self, count: int) -> Tensor:
         return signs(self.space, count, self.generator)

@@ -23,6 +23,7 @@ __all__ = [
     "gram",
     "gram_operator",
     "inner",
+    "norm",
     "signs",
     "sphere",
     "triangle",
@@ -219,6 +220,11 @@ def inner(left: Float[Tensor, "S N"], right: Float[Tensor, "S N"]) -> Float[Tens
     for piece, other in zip(left.split(length, dim=1), right.split(length, dim=1), strict=True):
         total += (piece.double() * other).sum(1)
     return total
+
+
+def norm(rows: Float[Tensor, "S N"]) -> float:
+    """‖rows‖_F."""
+    return math.sqrt(float(inner(rows, rows).sum()))
 
 
 def gram(left: Float[Tensor, "S N"], right: Float[Tensor, "K N"]) -> Float[Tensor, "S K"]:

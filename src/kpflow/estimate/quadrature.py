@@ -102,6 +102,11 @@ class Rules:
         """Where the rule is exact, `[S]`."""
         return (self.coupling == 0).all(dim=(1, 2))
 
+    @property
+    def open(self) -> bool:
+        """Whether nothing tells what more steps would change: one step, and not exact."""
+        return self.nodes[0].shape[1] == self.nodes[2].shape[1] and not bool(self.exact.all())
+
     def sums(self, integrand: Integrand, level: int = 0) -> Float[Tensor, "S Q"]:
         """Σⱼ wₛⱼ f(θₛⱼ) of Q functions; rules that are exact are taken whole at all levels."""
         whole = (self.weights[level][..., None] * integrand(self.nodes[level])).sum(1)
@@ -179,7 +184,8 @@ class Sums(Functional):
             value, spread = jackknife(lambda mean: self.combine(known[0] + mean), drawn[0])
         first = remaining(self.combine(torch.stack([part + means[0] for part in known])))
         second = remaining(self.combine(torch.stack([known[0] + mean for mean in means])))
-        return Outcome(value, spread, float(first + second), self._rounding(held, samples, delta, value))
+        truncation = math.inf if samples is not None and samples.open else float(first + second)
+        return Outcome(value, spread, truncation, self._rounding(held, samples, delta, value))
 
     def _rounding(self, held: Rules | None, samples: Rules | None, delta: float, value: float) -> float:
         """What a shift of all eigenvalues by `delta` does."""

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from kpflow.operators import Operator
 
-from .products import Products, gram, inner, signs
+from .products import Products, gram, inner, norm, signs
 
 __all__ = ["LEAST_SHARE", "Sketch", "orthonormal_rows", "project_out"]
 
@@ -74,6 +74,10 @@ class Sketch:
         """Products so far."""
         parts = self.products if self.two_sided else [*self.products, *self.adjoints]
         return sum(part.count for part in parts)
+
+    def scale(self, i: int = 0) -> float:
+        """‖Aᵢ Q‖_F, the size of what is added up to the trace."""
+        return norm(self.images[i])
 
     @property
     def eps(self) -> float:

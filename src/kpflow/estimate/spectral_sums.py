@@ -68,7 +68,8 @@ def spectral_sum(
         rtol: As for `trace`: the claim is 2 rtol in 95 % of runs. 1e-2 if neither `rtol` nor `budget` is given.
         budget: The most products with A (10 000 if not given); without `rtol`, all of them are taken (but for the rest
             that is no whole probe).
-        steps: k; None for as few as make the truncation small beside the error over the probes.
+        steps: k; None for as few as make the truncation small beside the error over the probes. One step says nothing
+            of its truncation: the error is then infinite.
         generator: Draws the probes; a fresh one with seed 0 if None.
         raise_on_failure: Raise if a product, or f at a node, is not finite; otherwise the result's status says so.
 

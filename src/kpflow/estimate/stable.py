@@ -22,7 +22,7 @@ from .base import (
     jackknife,
     settle,
 )
-from .krylov import Triplets, leading
+from .krylov import Triplets, bound_of_largest, leading
 from .products import Products, basis_blocks
 from .sketch import Sketch
 
@@ -92,14 +92,14 @@ def _deflated(operator: Operator, effort: Effort, generator: torch.Generator) ->
     """σ₁ first, to a quarter of the tolerance, then the Frobenius norm."""
     found = leading(operator, 1, tol=effort.rtol / 4, budget=effort.budget // 2, generator=generator)
     sketch = Sketch([operator], 1 / 3, generator, two_sided=operator.symmetric)
-    read = functools.partial(_read, sketch, found, 1.0 if operator.symmetric else math.sqrt(2))
+    read = functools.partial(_read, sketch, found, bound_of_largest(operator, found))
     return settle(effort, "deflated", read, pilot=found.spent + PILOT, eps=sketch.eps)
 
 
-def _read(sketch: Sketch, found: Triplets, share: float, total: int) -> Reading:
-    """The ratio and its error; ‖A v − λ v‖, or ‖Aᵀ u − σ v‖/√2, bounds that of σ₁."""
+def _read(sketch: Sketch, found: Triplets, bound: float, total: int) -> Reading:
+    """The ratio and its error, with a bound on that of σ₁."""
     sketch.grow(total - found.spent)
-    top, bound = float(found.values[0].abs()), float(found.residuals[0]) / share
+    top = float(found.values[0].abs())
     if top == 0:
         return Reading(math.nan, math.inf, 0, found.spent + sketch.spent)
     held, samples = sketch.inner()

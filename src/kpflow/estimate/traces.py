@@ -28,7 +28,7 @@ from .base import (
 )
 from .leave_one_out import NystromSketch, RangeSketch, reading, xnystrace, xtrace
 from .nonadaptive import OnePassSketch
-from .products import Products, Samples, basis_blocks, inner, signs
+from .products import Products, Samples, basis_blocks, inner, norm, signs
 from .sketch import Sketch, orthonormal_rows, project_out
 from .structured import by_structure, declared, declared_samples, is_worth
 from .trace_arguments import check_fits, check_fraction, check_probes
@@ -177,7 +177,8 @@ class _Sampler:
         values = self.samples.values
         value, error = jackknife(_first, values[:, None])
         shrink = self.samples.probes.shrink(len(values))
-        return Reading(self.held + value, shrink * error if shrink else 0.0, len(values), self.samples.products.count)
+        spent, scale = self.samples.products.count, float(values.norm()) / max(len(values), 1)
+        return Reading(self.held + value, shrink * error if shrink else 0.0, len(values), spent, scale)
 
 
 def _first(mean: Tensor) -> Tensor:
@@ -203,7 +204,7 @@ def _read_sketch(sketch: Sketch | OnePassSketch, total: int) -> Reading:
     sketch.grow(total)
     held, samples = sketch.trace()
     value, error = jackknife(_first, samples[:, None])
-    return Reading(held + value, error, len(samples), sketch.spent)
+    return Reading(held + value, error, len(samples), sketch.spent, sketch.scale())
 
 
 def _xtrace(job: _Job) -> Estimate:
@@ -221,7 +222,8 @@ def _read_left_out(sketch: RangeSketch | NystromSketch, pairs: Callable[[], Tens
     """What the leave-one-out values say; on a basis of the whole space, the exact trace."""
     sketch.grow(total)
     if sketch.complete:
-        return Reading(float(inner(sketch.basis, sketch.images).sum()), 0.0, len(sketch.basis), sketch.spent)
+        value, scale = float(inner(sketch.basis, sketch.images).sum()), norm(sketch.images)
+        return Reading(value, 0.0, len(sketch.basis), sketch.spent, scale)
     return reading(pairs(), sketch.spent)
 
 
