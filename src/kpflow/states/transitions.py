@@ -107,24 +107,26 @@ class GatedTransition(Transition):
         return sum(tensor.nbytes for tensor in tensors if tensor is not None)
 
     def within(self, memory: int) -> Transition:
-        """The same transition with its Jacobians formed, if that saves work and they fit: of a GRU, not of an LSTM.
+        """The same transition with its Jacobians formed, if that saves work and they fit: of a GRU and an LSTM.
 
-        A product with W costs G·U·H multiplications a step, one with A n².
+        A step takes G·U·H multiplications and R·G passes over the state with W, n² = (R·H)² and none with A.
         """
         trials, steps, blocks, _, size = self.gates.slope.shape
-        formed = trials * steps * size * size * self.weight.element_size()
-        saves = blocks == 1 and self.weight.numel() > size * size and self.gates.mixing is None and self.gain is None
-        return self._formed() if saves and formed <= memory else self
+        formed = trials * steps * (blocks * size) ** 2 * self.weight.element_size()
+        saves = self.gates.slope.shape[3] > 1 and self.weight.numel() >= (blocks * size) ** 2
+        return self._formed() if saves and self.gates.mixing is None and formed <= memory else self
 
     def _formed(self) -> DenseTransition:
-        """A = Σ_g diag(slope_g) W_g + diag(carry)."""
-        slope = self.gates.slope.squeeze(2)  # [B, T, G, H]
-        jacobian = slope[:, :, 0, :, None] * self.weight[: slope.shape[-1]]
-        for g, block in enumerate(self.weight.chunk(slope.shape[2])):
-            if g:
-                jacobian.addcmul_(slope[:, :, g, :, None], block)
-        if self.carry is not None:
-            jacobian.diagonal(dim1=-2, dim2=-1).add_(self.carry.squeeze(2))
+        """A = Σ_g diag(slope_g) W_g E + diag(carry), in blocks of H rows."""
+        trials, steps, blocks, count, size = self.gates.slope.shape
+        jacobian = self.weight.new_zeros(trials, steps, blocks * size, blocks * size)
+        for r, rows in enumerate(jacobian.split(size, dim=-2)):
+            for g, weight in enumerate(self.weight.chunk(count)):
+                rows[..., :size].addcmul_(self.gates.slope[:, :, r, g, :, None], weight)
+            if self.gain is not None:
+                rows[..., :size].mul_(self.gain.unsqueeze(-2))
+            if self.carry is not None:
+                rows[..., -size:].diagonal(dim1=-2, dim2=-1).add_(self.carry[:, :, r])
         return DenseTransition(jacobian)
 
 
