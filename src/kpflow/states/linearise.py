@@ -68,8 +68,8 @@ def linearise(
         lengths: Number of steps of each trial, shape `[B]`, for padded batches; states after the end are zero.
         parameters: Parameters of a step that is a function.
         memory: Bytes that the Jacobians, and what a product needs beside its block and its result, may take: blocks of
-            probes are done in pieces that fit, and the Jacobians of gated cells are formed only if they do. `peak_bytes` of
-            the result predicts what a product takes in all.
+            probes are done in pieces that fit, and the Jacobians of gated cells formed only if they do. `peak_bytes`
+            of the result predicts what a product takes in all.
 
     Returns:
         The linearisation; its `states` are `[B, T, H]`.
