@@ -6,18 +6,20 @@ with respect to its cotangent is the Jacobian-vector product, at the same cost, 
 
 import contextlib
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any
+from typing import Any, final
 
 import torch
 from torch import Tensor
 
-__all__ = ["entrywise_slope", "is_same", "pullback", "pushforward", "recording"]
+__all__ = ["entrywise_slope", "is_same", "linear", "pullback", "pushforward", "recording"]
 
 REMEDY = "Use a fixed function, or write the step(h, x) as a module and linearise that, with `initial`."
 
 CHUNK = 16  # probes in one vmap: more is slower and takes more memory (a number found by trial)
 
 Tree = Tensor | dict[str, Tensor]
+
+Product = Callable[[Tensor], Tensor]
 
 
 @contextlib.contextmanager
@@ -55,6 +57,36 @@ def pushforward(function: Callable[[Any], Any], primal: Tree) -> Callable[[Tree]
         return _like(value, _products(pulled if moving else [], cotangents, _tensors(block, primal)))
 
     return push
+
+
+@final
+class _Linear(torch.autograd.Function):
+    """A linear map, whose derivative is itself: gradients go through its adjoint."""
+
+    @staticmethod
+    def forward(block: Tensor, product: Product, adjoint: Product) -> Tensor:  # noqa: ARG004 - for the gradient
+        return product(block)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:  # noqa: ARG004 - it is linear
+        ctx.maps = inputs[1:]
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None, None]:
+        product, adjoint = ctx.maps
+        return linear(adjoint, product, gradients[0]), None, None
+
+
+def linear(product: Product, adjoint: Product, block: Tensor) -> Tensor:
+    """A linear product with a block that may require a gradient, or hold no probe at all.
+
+    The product itself works in place, and on at least one probe.
+    """
+    if not len(block):
+        return product(block.new_zeros(1, *block.shape[1:]))[:0]
+    if block.requires_grad and torch.is_grad_enabled():
+        return _Linear.apply(block, product, adjoint)  # type: ignore[return-value]
+    return product(block)
 
 
 def entrywise_slope(function: Callable[[Tensor], Tensor], value: Tensor) -> Tensor:

@@ -17,7 +17,7 @@ from kpflow.spaces import Space
 
 from .base import Linearisation, Readout, Site
 from .channels import CHUNK_ENTRIES
-from .derivatives import pullback, pushforward
+from .derivatives import linear, pullback, pushforward
 from .gates import Gates
 from .transitions import GatedTransition, Transition
 from .weights import Weights, flattened, unflattened
@@ -154,40 +154,40 @@ class RecurrentLinearisation(Linearisation):
         return Space.of((sum(self._core_sizes),), ("core",), self.space.dtype, self.space.device)
 
     def propagate(self, state: Tensor) -> Tensor:
-        return self._by_pieces(self._propagate, state)
+        return self._by_pieces(self._propagate, state, self.propagate_adjoint)
 
     def propagate_adjoint(self, state: Tensor) -> Tensor:
-        return self._by_pieces(self._propagate_adjoint, state)
+        return self._by_pieces(self._propagate_adjoint, state, self.propagate)
 
     def residual(self, state: Tensor) -> Tensor:
-        return self._by_pieces(self._residual, state)
+        return self._by_pieces(self._residual, state, self.residual_adjoint)
 
     def residual_adjoint(self, state: Tensor) -> Tensor:
-        return self._by_pieces(self._residual_adjoint, state)
+        return self._by_pieces(self._residual_adjoint, state, self.residual)
 
     def parameter_jvp(self, parameter: Tensor) -> Tensor:
-        return self._by_pieces(self._parameter_jvp, parameter)
+        return self._by_pieces(self._parameter_jvp, parameter, self.parameter_vjp)
 
     def parameter_vjp(self, state: Tensor) -> Tensor:
-        return self._by_pieces(self._parameter_vjp, state)
+        return self._by_pieces(self._parameter_vjp, state, self.parameter_jvp)
 
     def state_jvp(self, parameter: Tensor) -> Tensor:
-        return self._by_pieces(lambda v: self._propagate(self._parameter_jvp(v)), parameter)
+        return self._by_pieces(lambda v: self._propagate(self._parameter_jvp(v)), parameter, self.state_vjp)
 
     def state_vjp(self, state: Tensor) -> Tensor:
-        return self._by_pieces(lambda q: self._parameter_vjp(self._propagate_adjoint(q)), state)
+        return self._by_pieces(lambda q: self._parameter_vjp(self._propagate_adjoint(q)), state, self.state_jvp)
 
     def core_jvp(self, core: Tensor) -> Tensor:
-        return self._by_pieces(self._core_jvp, core)
+        return self._by_pieces(self._core_jvp, core, self.core_vjp)
 
     def core_vjp(self, state: Tensor) -> Tensor:
-        return self._by_pieces(self._core_vjp, state)
+        return self._by_pieces(self._core_vjp, state, self.core_jvp)
 
     def state_core_jvp(self, core: Tensor) -> Tensor:
-        return self._by_pieces(lambda c: self._propagate(self._core_jvp(c)), core)
+        return self._by_pieces(lambda c: self._propagate(self._core_jvp(c)), core, self.state_core_vjp)
 
     def state_core_vjp(self, state: Tensor) -> Tensor:
-        return self._by_pieces(lambda q: self._core_vjp(self._propagate_adjoint(q)), state)
+        return self._by_pieces(lambda q: self._core_vjp(self._propagate_adjoint(q)), state, self.state_core_jvp)
 
     def sites(self) -> dict[str, Site]:
         result, offset = {}, 0
@@ -197,8 +197,14 @@ class RecurrentLinearisation(Linearisation):
             offset += layer.width
         return result
 
-    def _by_pieces(self, function: Callable[[Tensor], Tensor], block: Tensor) -> Tensor:
-        """The function on a block of probes, which it may overwrite, in pieces that fit the cache and the memory."""
+    def _by_pieces(
+        self, function: Callable[[Tensor], Tensor], block: Tensor, adjoint: Callable[[Tensor], Tensor]
+    ) -> Tensor:
+        """The linear function on a block of probes, which it may overwrite, in pieces; gradients go through it."""
+        return linear(functools.partial(self._in_pieces, function), adjoint, block)
+
+    def _in_pieces(self, function: Callable[[Tensor], Tensor], block: Tensor) -> Tensor:
+        """Pieces that fit the cache and the memory."""
         if len(block) <= self._piece:
             return function(block.clone())
         result: Tensor | None = None

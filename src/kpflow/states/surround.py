@@ -11,7 +11,7 @@ from kpflow.spaces import Space
 
 from .adapters import Adapter, Call
 from .base import Readout
-from .derivatives import pullback, pushforward, recording
+from .derivatives import linear, pullback, pushforward, recording
 from .purity import check_pure
 from .recurrent import Upstream
 from .twin import snapshot, twin
@@ -151,18 +151,24 @@ class ModelReadout(Readout):
         return bool(self._values)
 
     def state_jvp(self, state: Tensor) -> Tensor:
-        return pushforward(self._of_states, self._states)(state)
+        return linear(pushforward(self._of_states, self._states), self.state_vjp, state)
 
     def state_vjp(self, output: Tensor) -> Tensor:
-        return pullback(self._of_states, self._states)(output)
+        return linear(pullback(self._of_states, self._states), self.state_jvp, output)
 
     def parameter_jvp(self, parameter: Tensor) -> Tensor:
         if not self._values:
             return self.space.zeros(len(parameter))
+        return linear(self._parameter_jvp, self.parameter_vjp, parameter)
+
+    def parameter_vjp(self, output: Tensor) -> Tensor:
+        return linear(self._parameter_vjp, self.parameter_jvp, output)
+
+    def _parameter_jvp(self, parameter: Tensor) -> Tensor:
         named = self._parameters.split(parameter)
         return pushforward(self._of_parameters, self._values)({name: named[name] for name in self._values})
 
-    def parameter_vjp(self, output: Tensor) -> Tensor:
+    def _parameter_vjp(self, output: Tensor) -> Tensor:
         named = self._parameters.split(self._parameters.zeros(len(output)))
         if self._values:
             named |= pullback(self._of_parameters, self._values)(output)
