@@ -200,15 +200,24 @@ def test_a_malicious_checkpoint_does_not_run(folder, tmp_path):
     assert not target.exists()
 
 
+def _heed_interrupts():
+    """A shell has the jobs in its background ignore interrupts, and their children with them."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+
+
 @pytest.mark.skipif(os.name == "nt", reason="needs SIGINT")
 def test_interrupted_it_says_so_and_goes_on(tmp_path):
     arguments = ("demo", "--folder", str(tmp_path / "d"), "--steps", "100000", "--hidden", "4")
-    process = command(*arguments, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
-    while not (tmp_path / "d" / "checkpoints" / "step-00000003.safetensors").exists():
-        assert process.poll() is None
-        time.sleep(0.05)
-    process.send_signal(signal.SIGINT)
-    _, said = process.communicate(timeout=60)
+    pipes = {"stdout": subprocess.DEVNULL, "stderr": subprocess.PIPE, "preexec_fn": _heed_interrupts}
+    process = command(*arguments, **pipes)
+    try:
+        while not (tmp_path / "d" / "checkpoints" / "step-00000003.safetensors").exists():
+            assert process.poll() is None
+            time.sleep(0.05)
+        process.send_signal(signal.SIGINT)
+        _, said = process.communicate(timeout=60)
+    finally:
+        process.kill()
     assert process.returncode == 130
     assert said.strip().splitlines()[-1] == "kpflow: Interrupted. The same command goes on from here."
     assert "Traceback" not in said
