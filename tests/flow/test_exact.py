@@ -8,7 +8,7 @@ import kpflow as kp
 from kpflow.flow import equal_times, exact
 from kpflow.operators import Diagonal, Gramian, to_dense
 from kpflow.states.cells import LowRankRNN, RateRNN
-from models import MODELS, Plain, randn, seeded
+from models import F64, MODELS, Plain, randn, seeded
 
 TOLERANCE = 1e-10  # relative, float64; measured values are below 1e-12
 BEYOND_SITES = [name for name in MODELS if name.startswith(("step", "trainable-initial", "around"))]
@@ -198,3 +198,14 @@ def test_norm_and_spectrum_of_k_by_structure_unless_gates_mix_units():
     assert kp.ParameterKernel(linearised("low-rank")).structure.spectrum() is None
     assert kp.Ntk(linearised("GRU-1")).structure.squared_norm() is None
     assert kp.Ntk(linearised("GRU-1")).structure.spectrum() is None
+
+
+def test_what_float32_can_hardly_hold():
+    """Features of 1e-23, whose squares float32 does not have."""
+    model = nn.LSTM(3, 5, bias=False, batch_first=True).float()
+    inputs = 1e-23 * randn(2, 4, 3, seed=1).float()
+    kernels = [kp.ParameterKernel(kp.linearise(model.to(dtype), inputs.to(dtype))) for dtype in (torch.float32, F64)]
+    assert kp.estimate.trace(kernels[0]).value == pytest.approx(kp.estimate.trace(kernels[1]).value, rel=1e-5)
+    blocks = [kp.Ntk(k._linearisation) for k in kernels]
+    found = [kp.estimate.trace(ntk, method="one-sided-blocks", budget=16).value for ntk in blocks]
+    assert found[0] == pytest.approx(found[1], rel=1e-3)

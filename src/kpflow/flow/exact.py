@@ -160,7 +160,7 @@ class KernelStructure(Structure):
     def _diagonal(self) -> Float[Tensor, "B T n"]:
         result = self.space.zeros().double()
         for site in self.sites:
-            size = site.features.square().sum(-1, dtype=torch.float64)
+            size = torch.linalg.vector_norm(site.features, dim=-1, dtype=torch.float64).square()
             moved = _slope_rows(site).square().sum(2).flatten(2)  # [B, T, R·H]
             result[..., _entries(site)] += size.unsqueeze(-1) * moved
         return result
@@ -168,7 +168,7 @@ class KernelStructure(Structure):
     def _over_units(self) -> Float[Tensor, "n n"]:
         result = torch.zeros(*2 * self.space.shape[2:], dtype=torch.float64, device=self.space.device)
         for site in self.sites:
-            size = site.features.square().sum(-1, dtype=torch.float64).sqrt()
+            size = torch.linalg.vector_norm(site.features, dim=-1, dtype=torch.float64)
             slope = (size[..., None, None, None] * site.slope).transpose(2, 3).flatten(3).flatten(0, 2)  # [B·T·G, R·H]
             R = site.slope.shape[2]
             same = torch.eye(site.slope.shape[4], dtype=torch.float64, device=slope.device)
@@ -248,7 +248,11 @@ def _are_all(linearisation: Linearisation, sites: tuple[Site, ...], names: Seque
     whole, rest = linearisation.parameter_jvp(torch.stack([space.join(change), space.join(other)]))
     told = sum(_moved(site, change, linearisation.space) for site in sites)
     tolerance = torch.finfo(space.dtype).eps ** (2 / 3)
-    return not bool(rest.any()) and bool((whole - told).norm() <= tolerance * whole.norm())
+    return not bool(rest.any()) and _length(whole - told) <= tolerance * _length(whole)
+
+
+def _length(block: Tensor) -> float:
+    return float(torch.linalg.vector_norm(block, dtype=torch.float64))
 
 
 def _moved(site: Site, change: dict[str, Tensor], space: Space) -> Tensor:

@@ -46,5 +46,5 @@ def _gate_energy(
         rows = probes.unflatten(-1, slope.shape[2:])  # [S, B, T, R, H]
         gates = (slope * rows).sum(-2) if slope.shape[2] > 1 else slope[:, :, 0] * rows[..., 0, :]
         gates = gates if site.mixing is None else gates @ site.mixing
-        results.append((factor @ gates).square().sum((1, 2, 3), dtype=torch.float64))
+        results.append(torch.linalg.vector_norm(factor @ gates, dim=(1, 2, 3), dtype=torch.float64).square())
     return torch.cat(results)
