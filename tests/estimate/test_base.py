@@ -52,10 +52,14 @@ def test_sums_of_float32_are_in_float64():
     assert inner(x, x).item() == gram(x, x).item() == 20_000_001
 
 
-def test_gram_goes_over_pieces(monkeypatch):
-    monkeypatch.setattr(products, "SUM_ENTRIES", 3)
-    x, y = randn(2, 10, seed=1), randn(4, 10, seed=2)
+def test_sums_go_over_pieces(monkeypatch):
+    x, y = randn(2, 100, seed=1), randn(4, 100, seed=2)
+    assert products.piece_length(200, x.device) < 100_000 // 50 <= products.piece_length(1, x.device)
+    monkeypatch.setattr(products, "piece_length", lambda _rows, _device: 3)
     torch.testing.assert_close(gram(x, y), x @ y.mT, rtol=1e-13, atol=1e-13)
+    torch.testing.assert_close(inner(x, y[:2]), (x * y[:2]).sum(1), rtol=1e-13, atol=1e-13)
+    r = products.triangle(y)
+    torch.testing.assert_close(r.mT @ r, y @ y.mT, rtol=1e-13, atol=1e-13)
 
 
 def test_jackknife_of_a_mean_is_its_standard_error():

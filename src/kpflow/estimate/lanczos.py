@@ -9,7 +9,7 @@ from torch import Tensor
 
 from kpflow.spaces import Space
 
-from .products import SUM_ENTRIES, Products, gram, inner
+from .products import Products, gram, inner, piece_length
 from .sketch import orthonormal_rows, project_out
 
 __all__ = ["BlockBasis", "Lanczos", "sphere"]
@@ -155,7 +155,8 @@ def sphere(space: Space, count: int, basis: Float[Tensor, "Q N"], generator: tor
 def _inner_all(known: Float[Tensor, "S k N"], fresh: Float[Tensor, "S N"]) -> Float[Tensor, "S k"]:
     """⟨vₛⱼ, fₛ⟩, accumulated in float64 over pieces of the long axis."""
     total = torch.zeros(known.shape[:2], dtype=torch.float64, device=known.device)
-    for piece, other in zip(known.split(SUM_ENTRIES, dim=2), fresh.split(SUM_ENTRIES, dim=1), strict=True):
+    length = piece_length(len(known) * (known.shape[1] + 1), known.device)
+    for piece, other in zip(known.split(length, dim=2), fresh.split(length, dim=1), strict=True):
         total += (piece.double() @ other.double()[:, :, None])[:, :, 0]
     return total
 

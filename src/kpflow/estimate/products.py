@@ -24,6 +24,7 @@ __all__ = [
     "gram_operator",
     "inner",
     "norm",
+    "piece_length",
     "signs",
     "sphere",
     "triangle",
@@ -35,11 +36,9 @@ PROBES = ("signs", "sphere", "orthogonal")
 BLOCK_ENTRIES = 2**22
 """Entries of one block of probes, on the larger side of the operator: 32 MB in float64. Chosen by experience."""
 
-SUM_ENTRIES = 2**18
-"""Entries of a vector that are converted to float64 at a time in `gram`."""
-
-PIECE_ENTRIES, MIN_PIECE = 2**16, 64
-"""Entries of a block that are converted at a time in `inner`, which stay in the cache, and of each of its rows."""
+PIECE_ENTRIES = {"cpu": 2**18}
+"""Entries that are converted to float64 at a time, by the kind of device: on a CPU they stay in the cache, and what is
+larger is up to six times slower (measured, and most of it the fresh memory); elsewhere 2²⁴."""
 
 
 class NotFiniteError(FloatingPointError):
@@ -214,12 +213,16 @@ def inner(left: Float[Tensor, "S N"], right: Float[Tensor, "S N"]) -> Float[Tens
     Norms accumulated in float32 are wrong by 1e-3 at 1e7 entries; products in float32 vanish below 1e-45, so that the
     norm of what is 1e-25 would be 0, and overflow above 1e38.
     """
-    entries = PIECE_ENTRIES if left.device.type == "cpu" else BLOCK_ENTRIES
-    length = max(MIN_PIECE, entries // max(len(left), 1))
+    length = piece_length(2 * len(left), left.device)
     total = torch.zeros(len(left), dtype=torch.float64, device=left.device)
     for piece, other in zip(left.split(length, dim=1), right.split(length, dim=1), strict=True):
         total += (piece.double() * other).sum(1)
     return total
+
+
+def piece_length(rows: int, device: torch.device) -> int:
+    """Columns of so many rows that are converted to float64 at a time."""
+    return max(64, PIECE_ENTRIES.get(device.type, 2**24) // max(rows, 1))
 
 
 def norm(rows: Float[Tensor, "S N"]) -> float:
@@ -229,8 +232,9 @@ def norm(rows: Float[Tensor, "S N"]) -> float:
 
 def gram(left: Float[Tensor, "S N"], right: Float[Tensor, "K N"]) -> Float[Tensor, "S K"]:
     """⟨leftᵢ, rightⱼ⟩ of all pairs of rows, accumulated in float64 over pieces of the long axis."""
+    length = piece_length(len(left) + len(right), left.device)
     total = torch.zeros(len(left), len(right), dtype=torch.float64, device=left.device)
-    for piece, other in zip(left.split(SUM_ENTRIES, dim=1), right.split(SUM_ENTRIES, dim=1), strict=True):
+    for piece, other in zip(left.split(length, dim=1), right.split(length, dim=1), strict=True):
         total += piece.double() @ other.double().mT
     return total
 
@@ -240,7 +244,8 @@ def triangle(rows: Float[Tensor, "S N"]) -> Float[Tensor, "R S"]:
 
     The Gram matrix itself would lose half the digits of what is small in it.
     """
+    length = max(piece_length(len(rows), rows.device), 8 * len(rows))  # R comes with every piece
     result = torch.zeros(0, len(rows), dtype=torch.float64, device=rows.device)
-    for piece in rows.split(SUM_ENTRIES, dim=1):
+    for piece in rows.split(max(length, 1), dim=1):
         result = torch.linalg.qr(torch.cat([result, piece.double().mT]), mode="r")[1]
     return result
