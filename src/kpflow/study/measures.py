@@ -148,7 +148,7 @@ def padded(values: Float[Tensor, " K"], width: int) -> np.ndarray:
 
 def _small_side(gramian: Gramian) -> Operator:
     """FᵀF where it is smaller than F Fᵀ: the same eigenvalues but zeros, on shorter vectors."""
-    factor = gramian.jacobian
+    factor = gramian.factor
     return factor.T @ factor if factor.in_space.size < factor.out_space.size else gramian
 
 
@@ -162,9 +162,9 @@ def _modes(gram: Operator, count: int, tol: float, budget: int, seed: int) -> es
 def _ntk_modes(ntk: flow.Ntk, vectors: Tensor, count: int) -> Variables:
     """The leading eigenvectors as matrices over (time and trials) × units: their dominant singular pairs.
 
-    A vector of the smaller side becomes one of the states by the Jacobian: u = P J v / ‖P J v‖.
+    A vector of the smaller side, the core, becomes one of the states: u = P C v / ‖P C v‖.
     """
-    states = ntk.jacobian(vectors) if vectors.shape[1:] == ntk.jacobian.in_shape else vectors  # [K, B, T, H]
+    states = ntk.factor(vectors) if vectors.shape[1:] == ntk.factor.in_shape else vectors  # [K, B, T, H]
     B, T, H = ntk.out_shape
     over_time = np.full((count, B, T), np.nan, np.float32)
     over_units = np.full((count, H), np.nan, np.float32)
