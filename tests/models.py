@@ -6,6 +6,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor, nn
 
+import kpflow as kp
 from kpflow.states.cells import LowRankRNN, RateRNN
 
 F64 = torch.float64
@@ -261,3 +262,13 @@ MODELS: dict[str, Callable[[], Case]] = {
     "plain-LSTM": lambda: plain_case(nn.LSTM(3, 4, 2, batch_first=True)),
     "plain-rate": lambda: plain_case(RateRNN(3, 4, alpha=0.3)),
 }
+
+BEYOND_SITES = [name for name in MODELS if name.startswith(("step", "trainable-initial", "around"))]
+WITH_SITES = [name for name in MODELS if name not in BEYOND_SITES]
+"""Models all of whose parameters act at known weight sites."""
+
+
+def linearised(name: str) -> kp.states.Linearisation:
+    """The linearisation of a model of the table."""
+    case = MODELS[name]()
+    return kp.linearise(case.model, case.inputs, **case.keywords)

@@ -8,11 +8,9 @@ import kpflow as kp
 from kpflow.flow import equal_times, exact
 from kpflow.operators import Diagonal, Gramian, to_dense
 from kpflow.states.cells import LowRankRNN, RateRNN
-from models import F64, MODELS, Plain, randn, seeded
+from models import BEYOND_SITES, F64, WITH_SITES, Plain, linearised, randn, seeded
 
 TOLERANCE = 1e-10  # relative, float64; measured values are below 1e-12
-BEYOND_SITES = [name for name in MODELS if name.startswith(("step", "trainable-initial", "around"))]
-KNOWN = [name for name in MODELS if name not in BEYOND_SITES]
 
 
 def relative(a, b) -> float:
@@ -44,18 +42,13 @@ def check(operator: Gramian) -> None:
         assert float(spectrum[len(eigenvalues) :].sum()) < TOLERANCE * float(eigenvalues[0])
 
 
-def linearised(name: str):
-    case = MODELS[name]()
-    return kp.linearise(case.model, case.inputs, **case.keywords)
-
-
-@pytest.mark.parametrize("name", KNOWN)
+@pytest.mark.parametrize("name", WITH_SITES)
 @pytest.mark.parametrize("kind", [kp.Ntk, kp.ParameterKernel])
 def test_quantities_are_those_of_the_matrix(kind, name):
     check(kind(linearised(name)))
 
 
-@pytest.mark.parametrize("name", KNOWN)
+@pytest.mark.parametrize("name", WITH_SITES)
 def test_core_quantities_are_those_of_the_matrix(name):
     for core in kp.flow.cores(linearised(name)).values():
         check(core.kernel)

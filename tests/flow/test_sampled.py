@@ -10,15 +10,7 @@ import kpflow as kp
 from kpflow.estimate import trace
 from kpflow.flow import sampled
 from kpflow.operators import Identity, to_dense
-from models import MODELS
-
-BEYOND_SITES = ("step", "trainable-initial", "around")
-KNOWN = [name for name in MODELS if not name.startswith(BEYOND_SITES)]
-
-
-def linearised(name):
-    case = MODELS[name]()
-    return kp.linearise(case.model, case.inputs, **case.keywords)
+from models import WITH_SITES, linearised
 
 
 def samples(ntk, probes):
@@ -26,7 +18,7 @@ def samples(ntk, probes):
     return declared.energy(declared.operator(probes))
 
 
-@pytest.mark.parametrize("name", KNOWN)
+@pytest.mark.parametrize("name", WITH_SITES)
 def test_the_sum_over_unit_vectors_is_the_trace(name):
     ntk = kp.Ntk(linearised(name))
     size = ntk.in_space.size

@@ -3,25 +3,19 @@
 from collections.abc import Callable
 from typing import Any, TypeVar
 
-from kpflow.operators import Exact, Gramian, Operator, Sampled, Structure
+from kpflow.operators import Exact, Gramian, Operator, Structure
 
 from .base import EXACT_SIZE, Effort, Estimate, Status
 
-__all__ = ["by_structure", "declared", "declared_samples", "is_worth", "smaller_side"]
+__all__ = ["by_structure", "declared", "is_worth", "smaller_side"]
 
 Value = TypeVar("Value")
 
 
-def declared(operator: Operator, select: Callable[[Structure], Exact[Value] | None]) -> Exact[Value] | None:
-    """The quantity that `select` asks the operator's structure for, if it has one."""
+def declared(operator: Operator, select: Callable[[Structure], Value | None]) -> Value | None:
+    """What `select` asks the operator's structure for, an exact quantity or samples of one, if it has a structure."""
     structure = operator.structure if isinstance(operator, Gramian) else None
     return None if structure is None else select(structure)
-
-
-def declared_samples(operator: Operator) -> Sampled | None:
-    """Samples of the trace that the operator's structure declares, if it has one."""
-    structure = operator.structure if isinstance(operator, Gramian) else None
-    return None if structure is None else structure.sampled_trace()
 
 
 def is_worth(quantity: Exact[Any] | None, method: str, effort: Effort, products: int, cost: int = 1) -> bool:

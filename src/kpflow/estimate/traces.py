@@ -30,7 +30,7 @@ from .leave_one_out import NystromSketch, RangeSketch, reading, xnystrace, xtrac
 from .nonadaptive import OnePassSketch
 from .products import Products, Samples, basis_blocks, inner, norm, signs
 from .sketch import Sketch, orthonormal_rows, project_out
-from .structured import by_structure, declared, declared_samples, is_worth
+from .structured import by_structure, declared, is_worth
 from .trace_arguments import check_fits, check_fraction, check_probes
 
 __all__ = ["trace"]
@@ -251,7 +251,7 @@ def _reverse(job: _Job) -> _Sampler:
 
 
 def _one_sided_blocks(job: _Job) -> Estimate:
-    return _blocks(job, declared_samples(job.operator)).finish(job)
+    return _blocks(job, declared(job.operator, _samples_of)).finish(job)
 
 
 def _blocks(job: _Job, sampled: Sampled | None) -> _Sampler:
@@ -302,6 +302,10 @@ def _of_structure(structure: Structure) -> Exact[float] | None:
     return structure.trace()
 
 
+def _samples_of(structure: Structure) -> Sampled | None:
+    return structure.sampled_trace()
+
+
 def _auto(job: _Job) -> Estimate:
     size, quantity = _exact_size(job.operator), declared(job.operator, _of_structure)
     if quantity is not None and is_worth(quantity, "auto", job.effort, size):
@@ -313,7 +317,7 @@ def _auto(job: _Job) -> Estimate:
 
 def _one_sided_or_other(job: _Job, quantity: Exact[float] | None) -> Estimate:
     """One-sided, unless the pilot shows that structure is cheaper, or a spectrum so short that a sketch is."""
-    sampled, effort = declared_samples(job.operator), job.effort
+    sampled, effort = declared(job.operator, _samples_of), job.effort
     sampler = _reverse(job) if sampled is None else _blocks(job, sampled)
     if effort.whole or effort.budget <= sampler.pilot:
         return sampler.finish(job)

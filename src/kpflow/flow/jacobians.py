@@ -6,18 +6,17 @@ from typing import final
 
 from torch import Tensor
 
-from kpflow.operators import Diagonal, Operator, Restriction
+from kpflow.operators import Function, Operator, Restriction
 from kpflow.spaces import Space
 from kpflow.states import Linearisation, Readout
 
 __all__ = [
-    "ImmediateCore",
     "ImmediateJacobian",
     "OutputJacobian",
-    "StateCore",
     "StateJacobian",
-    "resolve_metric",
+    "immediate_core",
     "restricted",
+    "state_core",
 ]
 
 
@@ -102,56 +101,14 @@ class OutputJacobian(Operator):
         return through_states + self.readout.parameter_vjp(vector)
 
 
-@final
-@dataclasses.dataclass(frozen=True, eq=False, repr=False)
-class ImmediateCore(Operator):
+def immediate_core(linearisation: Linearisation) -> Operator:
     """C with C Cᵀ = J Jᵀ: J on a smaller space, the gates' features side by side at their numerical rank."""
-
-    linearisation: Linearisation
-
-    @property
-    def in_space(self) -> Space:
-        return self.linearisation.core
-
-    @property
-    def out_space(self) -> Space:
-        return self.linearisation.space
-
-    @property
-    def symmetric(self) -> bool:
-        return False
-
-    def _apply(self, vector: Tensor) -> Tensor:
-        return self.linearisation.core_jvp(vector)
-
-    def _apply_adjoint(self, vector: Tensor) -> Tensor:
-        return self.linearisation.core_vjp(vector)
+    return Function(linearisation.core_jvp, linearisation.core_vjp, linearisation.core, linearisation.space)
 
 
-@final
-@dataclasses.dataclass(frozen=True, eq=False, repr=False)
-class StateCore(Operator):
+def state_core(linearisation: Linearisation) -> Operator:
     """P C with C Cᵀ = J Jᵀ, so that NTK = (P C)(P C)ᵀ."""
-
-    linearisation: Linearisation
-
-    @property
-    def in_space(self) -> Space:
-        return self.linearisation.core
-
-    @property
-    def out_space(self) -> Space:
-        return self.linearisation.space
-
-    @property
-    def symmetric(self) -> bool:
-        return False
-
-    def _apply(self, vector: Tensor) -> Tensor:
-        return self.linearisation.state_core_jvp(vector)
-
-    def _apply_adjoint(self, vector: Tensor) -> Tensor:
-        return self.linearisation.state_core_vjp(vector)
+    return Function(linearisation.state_core_jvp, linearisation.state_core_vjp, linearisation.core, linearisation.space)
 
 
 def restricted(jacobian: Operator, params: Sequence[str] | None) -> Operator:
@@ -164,17 +121,3 @@ def restricted(jacobian: Operator, params: Sequence[str] | None) -> Operator:
     if unknown or not names:
         raise ValueError(f"`params` must name some of the trainable parameters {known}; got {names}.")
     return jacobian @ Restriction(jacobian.in_space, parts=names).T
-
-
-def resolve_metric(metric: Tensor | Operator | None, space: Space) -> Operator | None:
-    """A metric on parameter space as a symmetric operator: a tensor is a diagonal, or one number a parameter part."""
-    if metric is None:
-        return None
-    operator = Diagonal(metric, space) if isinstance(metric, Tensor) else metric
-    if not isinstance(operator, Operator):
-        raise TypeError(f"`metric` must be a tensor (a diagonal) or an operator; got {type(metric).__name__}.")
-    if not operator.in_space.same_vectors(space) or not operator.out_space.same_vectors(space):
-        raise ValueError(f"`metric` must act on {space}; got {operator}.")
-    if not operator.symmetric:
-        raise ValueError("`metric` must be symmetric; got an operator that is not known to be.")
-    return operator

@@ -7,10 +7,11 @@ from typing import final
 from torch import Tensor
 
 from kpflow.operators import Function, Gramian, Operator, Structure
+from kpflow.operators.gramian import metric_on
 from kpflow.states import Linearisation
 
 from .exact import NtkStructure, chosen_sites
-from .jacobians import OutputJacobian, StateCore, StateJacobian, resolve_metric, restricted
+from .jacobians import OutputJacobian, StateJacobian, restricted, state_core
 
 __all__ = ["Ntk"]
 
@@ -51,11 +52,10 @@ class Ntk(Gramian):
         readout: str | Operator | None = None,
     ) -> None:
         self._jacobian = restricted(_whole_jacobian(linearisation, readout), params)
-        self._metric = resolve_metric(metric, self._jacobian.in_space)
+        self._metric = metric_on(self._jacobian.in_space, metric)
         self._linearisation = linearisation
-        self._of_states = readout is None
-        own_core = params is None and metric is None
-        self._factor = _core(linearisation, readout) if own_core else self._jacobian
+        self._readout = readout
+        self._own_core = params is None and metric is None
 
     @property
     def jacobian(self) -> Operator:
@@ -74,7 +74,7 @@ class Ntk(Gramian):
 
     @functools.cached_property
     def _known_structure(self) -> Structure | None:
-        if self._metric is not None or not self._of_states:
+        if self._metric is not None or self._readout is not None:
             return None
         sites = chosen_sites(self._linearisation, [part.name for part in self._jacobian.in_space.parts])
         return None if sites is None else NtkStructure(self._linearisation, sites)
@@ -82,20 +82,24 @@ class Ntk(Gramian):
     @property
     def factor(self) -> Operator:
         """P C with K = C Cᵀ, for the states and all parameters; else the Jacobian."""
-        return self._factor
+        return self._cheapest
+
+    @functools.cached_property
+    def _cheapest(self) -> Operator:
+        return _core(self._linearisation, self._readout) if self._own_core else self._jacobian
 
 
 def _core(linearisation: Linearisation, readout: str | Operator | None) -> Operator:
     """P C, or R P C; the Jacobian itself where the read-out's own parameters act too."""
     if readout is None:
-        return StateCore(linearisation)
+        return state_core(linearisation)
     if isinstance(readout, Operator):
-        return readout @ StateCore(linearisation)
+        return readout @ state_core(linearisation)
     outputs = linearisation.readout
     if outputs is None or outputs.has_parameters:
         return _whole_jacobian(linearisation, readout)
     of_states = Function(outputs.state_jvp, outputs.state_vjp, linearisation.space, outputs.space)
-    return of_states @ StateCore(linearisation)
+    return of_states @ state_core(linearisation)
 
 
 def _whole_jacobian(linearisation: Linearisation, readout: str | Operator | None) -> Operator:

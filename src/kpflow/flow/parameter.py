@@ -1,15 +1,17 @@
 """K, the parameter kernel."""
 
+import functools
 from collections.abc import Sequence
 from typing import final
 
 from torch import Tensor
 
 from kpflow.operators import Gramian, Operator, Structure
+from kpflow.operators.gramian import metric_on
 from kpflow.states import Linearisation
 
 from .exact import KernelStructure, chosen_sites
-from .jacobians import ImmediateCore, ImmediateJacobian, resolve_metric, restricted
+from .jacobians import ImmediateJacobian, immediate_core, restricted
 
 __all__ = ["ParameterKernel"]
 
@@ -45,9 +47,9 @@ class ParameterKernel(Gramian):
         metric: Tensor | Operator | None = None,
     ) -> None:
         self._jacobian = restricted(ImmediateJacobian(linearisation), params)
-        self._metric = resolve_metric(metric, self._jacobian.in_space)
+        self._metric = metric_on(self._jacobian.in_space, metric)
         self._linearisation = linearisation
-        self._factor = ImmediateCore(linearisation) if params is None and metric is None else self._jacobian
+        self._own_core = params is None and metric is None
 
     @property
     def jacobian(self) -> Operator:
@@ -62,6 +64,10 @@ class ParameterKernel(Gramian):
     @property
     def structure(self) -> Structure | None:
         """Exact quantities, for a recurrent network without a metric, all of whose sites are known."""
+        return self._known_structure
+
+    @functools.cached_property
+    def _known_structure(self) -> Structure | None:
         if self._metric is not None:
             return None
         sites = chosen_sites(self._linearisation, [part.name for part in self._jacobian.in_space.parts])
@@ -70,4 +76,8 @@ class ParameterKernel(Gramian):
     @property
     def factor(self) -> Operator:
         """C with K = C Cᵀ, for all parameters; else J."""
-        return self._factor
+        return self._cheapest
+
+    @functools.cached_property
+    def _cheapest(self) -> Operator:
+        return immediate_core(self._linearisation) if self._own_core else self._jacobian

@@ -11,7 +11,7 @@ from .core import Operator
 from .leaves import Diagonal
 from .structure import Structure
 
-__all__ = ["Gram", "Gramian"]
+__all__ = ["Gram", "Gramian", "metric_on"]
 
 
 class Gramian(Operator):
@@ -96,7 +96,7 @@ class Gram(Gramian):
                 f"pair of functions in Function(jvp, vjp, in_space, out_space)."
             )
         self._jacobian = jacobian
-        self._metric = _metric_on(jacobian.in_space, metric)
+        self._metric = metric_on(jacobian.in_space, metric)
 
     @property
     def jacobian(self) -> Operator:
@@ -119,7 +119,7 @@ class Gram(Gramian):
         return self._jacobian
 
 
-def _metric_on(space: Space, metric: Tensor | Operator | None) -> Operator | None:
+def metric_on(space: Space, metric: Tensor | Operator | None) -> Operator | None:
     """The metric as a symmetric operator on `space`; a tensor is a diagonal."""
     if metric is None:
         return None

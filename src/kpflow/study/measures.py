@@ -8,7 +8,8 @@ from jaxtyping import Float
 from torch import Tensor
 
 from kpflow import estimate, flow
-from kpflow.operators import Gramian, Operator
+from kpflow.estimate.structured import smaller_side
+from kpflow.operators import Operator
 from kpflow.states import Linearisation
 
 __all__ = [
@@ -55,8 +56,8 @@ def operator_measures(
     effort = {"rtol": rtol, "budget": budget, "raise_on_failure": False}
     found: Variables = {}
     for name, operator, gram in (
-        ("ntk", ntk, _small_side(ntk)),
-        ("kernel", K, _small_side(K)),
+        ("ntk", ntk, smaller_side(ntk)),
+        ("kernel", K, smaller_side(K)),
         ("propagator", P, P.T @ P),
     ):
         rank = estimate.effective_rank(gram, generator=_generator(lin, seed), **effort)
@@ -144,12 +145,6 @@ def padded(values: Float[Tensor, " K"], width: int) -> np.ndarray:
     result = np.full(width, np.nan)
     result[: min(len(values), width)] = values[:width].double().cpu().numpy()
     return result
-
-
-def _small_side(gramian: Gramian) -> Operator:
-    """FᵀF where it is smaller than F Fᵀ: the same eigenvalues but zeros, on shorter vectors."""
-    factor = gramian.factor
-    return factor.T @ factor if factor.in_space.size < factor.out_space.size else gramian
 
 
 def _modes(gram: Operator, count: int, tol: float, budget: int, seed: int) -> estimate.Modes:
