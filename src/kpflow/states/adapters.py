@@ -76,7 +76,7 @@ class TorchStack(Adapter):
         if self.module.bidirectional:
             raise ValueError(
                 "The recurrent route takes one direction of time; got a bidirectional module. "
-                "Linearise two modules, one for each direction, on inputs in the order each of them reads."
+                "Leave out `core` and `initial`: the graph route takes both."
             )
         if self.module.proj_size:
             raise ValueError(f"`proj_size` must be 0 on the recurrent route; got {self.module.proj_size}.")

@@ -1,17 +1,14 @@
-"""Products with the Jacobian of a function, for blocks of probes, by reverse mode alone.
+"""Products with the Jacobian of a function, for blocks of probes; linear maps that gradients go through."""
 
-Forward mode is missing for fused kernels (recurrent layers, attention). The derivative of a vector-Jacobian product
-with respect to its cotangent is the Jacobian-vector product, at the same cost, so it is used throughout.
-"""
-
-import contextlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, final
 
 import torch
 from torch import Tensor
 
-__all__ = ["entrywise_slope", "is_same", "linear", "pullback", "pushforward", "recording"]
+from .tapes import Tape, recording
+
+__all__ = ["entrywise_slope", "is_same", "linear", "pullback", "pushforward"]
 
 REMEDY = "Use a fixed function, or write the step(h, x) as a module and linearise that, with `initial`."
 
@@ -22,41 +19,16 @@ Tree = Tensor | dict[str, Tensor]
 Product = Callable[[Tensor], Tensor]
 
 
-@contextlib.contextmanager
-def recording() -> Iterator[None]:
-    """Record gradients, whatever mode the caller is in."""
-    with torch.inference_mode(False), torch.enable_grad():
-        yield
-
-
 def pullback(function: Callable[[Any], Any], primal: Tree) -> Callable[[Tree], Any]:
     """Jᵀ of `function` at `primal`: from a tree of `[S, *out]` to a tree of `[S, *in]`."""
-    point = _leaf(primal)
-    with recording():
-        value = function(point)
-
-    def pull(block: Tree) -> Any:
-        return _like(primal, _products(_tensors(value), _tensors(point), _tensors(block, value)))
-
-    return pull
+    value, tape = _recorded(function, primal)
+    return lambda block: _like(primal, _in_chunks(tape.vjp, _tensors(block, value)))
 
 
 def pushforward(function: Callable[[Any], Any], primal: Tree) -> Callable[[Tree], Any]:
-    """J of `function` at `primal`: from a tree of `[S, *in]` to a tree of `[S, *out]`, as the transpose of Jᵀ."""
-    point = _leaf(primal)
-    with recording():
-        value = function(point)
-        moving = [v for v in _tensors(value) if v.requires_grad]
-        cotangents = [torch.zeros_like(v).requires_grad_() for v in _tensors(value)]
-        seeds = [c for c, v in zip(cotangents, _tensors(value), strict=True) if v.requires_grad]
-        pulled = _tensors(point)
-        if moving:
-            pulled = torch.autograd.grad(moving, pulled, seeds, create_graph=True, materialize_grads=True)
-
-    def push(block: Tree) -> Any:
-        return _like(value, _products(pulled if moving else [], cotangents, _tensors(block, primal)))
-
-    return push
+    """J of `function` at `primal`: from a tree of `[S, *in]` to a tree of `[S, *out]`."""
+    value, tape = _recorded(function, primal)
+    return lambda block: _like(value, _in_chunks(tape.jvp, _tensors(block, primal)))
 
 
 @final
@@ -132,28 +104,18 @@ def _signs(like: Tensor) -> Tensor:
     return torch.randint(0, 2, like.shape, generator=generator, device=like.device).to(like.dtype) * 2 - 1
 
 
-def _products(outputs: Sequence[Tensor], inputs: Sequence[Tensor], block: Sequence[Tensor]) -> list[Tensor]:
-    """Vector-Jacobian products of `outputs` with respect to `inputs` for a block of cotangents, in chunks."""
-    moving = [i for i, output in enumerate(outputs) if output.requires_grad]
-    if not moving:
-        return [torch.zeros(len(block[0]), *i.shape, dtype=i.dtype, device=i.device) for i in inputs]
-    chunks = zip(*(block[i].split(CHUNK) for i in moving), strict=True)
-    results = [_batched([outputs[i] for i in moving], inputs, chunk) for chunk in chunks]
+def _recorded(function: Callable[[Any], Any], primal: Tree) -> tuple[Any, Tape]:
+    """The value of the function, and its Jacobian."""
+    point = _leaf(primal)
+    with recording():
+        value = function(point)
+    return value, Tape(_tensors(value), _tensors(point))
+
+
+def _in_chunks(product: Callable[[Sequence[Tensor]], list[Tensor]], block: Sequence[Tensor]) -> list[Tensor]:
+    """A product with a block of probes, some at a time."""
+    results = [product(chunk) for chunk in zip(*(part.split(CHUNK) for part in block), strict=True)]
     return [torch.cat(pieces) for pieces in zip(*results, strict=True)]
-
-
-def _batched(outputs: Sequence[Tensor], inputs: Sequence[Tensor], chunk: Sequence[Tensor]) -> Sequence[Tensor]:
-    """One chunk of cotangents at once; one by one where an operation (packing a sequence) cannot be batched."""
-    try:
-        found = torch.autograd.grad(outputs, inputs, chunk, is_grads_batched=True, retain_graph=True, allow_unused=True)
-        zeros = [torch.zeros_like(i).expand(len(chunk[0]), *i.shape) for i in inputs]
-        return [zero if gradient is None else gradient for gradient, zero in zip(found, zeros, strict=True)]
-    except RuntimeError:
-        rows = [
-            torch.autograd.grad(outputs, inputs, row, retain_graph=True, materialize_grads=True)
-            for row in zip(*chunk, strict=True)
-        ]
-        return [torch.stack(column) for column in zip(*rows, strict=True)]
 
 
 def _leaf(primal: Tree) -> Any:

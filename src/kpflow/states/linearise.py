@@ -6,10 +6,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from kpflow._checks import check_finite, check_positive, check_tensor
+from kpflow._checks import check_finite, check_one_of, check_positive, check_tensor
 
 from .adapters import Adapter, Call, adapter_for
 from .base import Linearisation
+from .graph import linearise_graph
 from .prepare import (
     INITIAL,
     check_deterministic,
@@ -33,6 +34,8 @@ FUNCTION_LEAK = (
     "would be missing. Give all of them in `parameters`, and use those that the step is called with."
 )
 
+ROUTES = ("auto", "recurrent", "graph")
+
 Named = Mapping[str, Tensor]
 
 
@@ -44,6 +47,8 @@ def linearise(
     initial: Any = None,
     lengths: Tensor | None = None,
     parameters: Mapping[str, Tensor] | None = None,
+    states: Any = None,
+    route: Any = "auto",
     memory: Any = MEMORY,
 ) -> Linearisation:
     """Record the states of a model on `inputs` and linearise the equation S = F(S, x, θ) that they solve.
@@ -67,6 +72,9 @@ def linearise(
             side, an LSTM's as h‖c); zero by default. If it requires a gradient, it is a parameter named "initial".
         lengths: Number of steps of each trial, shape `[B]`, for padded batches; states after the end are zero.
         parameters: Parameters of a step that is a function.
+        states: What the states are on the graph route: names of modules (their outputs), of weight sites or of
+            operations, with wildcards; None for every weight site.
+        route: "auto", "recurrent" or "graph".
         memory: Bytes that the Jacobians, and what a product needs beside its block and its result, may take: blocks of
             probes are done in pieces that fit, and the Jacobians of gated cells formed only if they do. `peak_bytes`
             of the result predicts what a product takes in all.
@@ -94,7 +102,10 @@ def linearise(
     check_positive("memory", memory, integer=True)
     if isinstance(model, nn.Module):
         check_deterministic(model)
+    chosen = _route(model, route, core, initial, states)
     with torch.inference_mode(False), torch.no_grad(), torch.random.fork_rng():
+        if chosen == "graph":
+            return linearise_graph(model, inputs, states, memory)
         adapter = adapter_for(model)
         if core is not None:
             lin = _linearise_around(model, core, inputs, initial, lengths, memory)
@@ -104,6 +115,25 @@ def linearise(
             lin = _linearise_step(model, inputs, initial, lengths, parameters, memory)
     check_finite("states", lin.states, lin.space.axes, "The trajectory diverges; look at the weights and inputs.")
     return lin
+
+
+def _route(model: Any, route: Any, core: str | None, initial: Any, states: Any) -> str:
+    """The route that is taken; `auto` takes the recurrent one where it knows the recurrence."""
+    check_one_of("route", route, ROUTES)
+    recurrent = core is not None or initial is not None
+    if route == "graph" or (states is not None and route == "auto"):
+        if recurrent or not isinstance(model, nn.Module):
+            raise ValueError(
+                "The graph route takes a torch.nn.Module as it is, without `core` and `initial`; an initial state goes "
+                "into `inputs`, as a tuple of arguments."
+            )
+        return "graph"
+    if states is not None:
+        raise ValueError("`states` goes with the graph route; on the recurrent route they are those of the recurrence.")
+    if route == "recurrent" or recurrent or not isinstance(model, nn.Module):
+        return "recurrent"
+    beyond = isinstance(model, nn.RNNBase) and (model.bidirectional or model.proj_size > 0)
+    return "graph" if beyond or adapter_for(model) is None else "recurrent"
 
 
 def _linearise_core(

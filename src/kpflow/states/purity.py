@@ -6,7 +6,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .derivatives import is_same, recording
+from .derivatives import is_same
+from .tapes import recording
 
 __all__ = ["check_pure"]
 

@@ -11,9 +11,10 @@ from kpflow.spaces import Space
 
 from .adapters import Adapter, Call
 from .base import Readout
-from .derivatives import linear, pullback, pushforward, recording
+from .derivatives import linear, pullback, pushforward
 from .purity import check_pure
 from .recurrent import Upstream
+from .tapes import recording
 from .twin import snapshot, twin
 
 __all__ = ["LEAK", "CoreReadout", "ModelReadout", "Surround", "find_upstream"]

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from .derivatives import recording
+from .tapes import recording
 
 __all__ = ["snapshot", "twin"]
 

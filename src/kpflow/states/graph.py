@@ -1,0 +1,206 @@
+"""The graph route: any module, through its captured graph of elementary operations.
+
+The states are the values of some nodes. A tap (a kick added at every state) makes P the derivative of the states with
+respect to the taps; a cut (every state replaced by its recorded value) makes ∂F/∂S and J derivatives of the cut graph.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, final
+
+import torch
+from torch import Tensor, fx
+
+from kpflow.spaces import Space
+
+from .base import Linearisation, Site
+from .capture import Graph, capture
+from .cuts import Cut, GraphReadout, Tapped
+from .derivatives import linear
+from .prepare import parameter_space, trainable
+from .sites import Placed, find_sites, named_nodes
+from .uses import Use
+
+__all__ = ["GraphLinearisation", "linearise_graph"]
+
+PROBES = 32
+"""Probes in one pass through a graph, at most: more is slower (a number found by trial)."""
+
+Named = Mapping[str, Tensor]
+
+
+@final
+class GraphLinearisation(Linearisation):
+    """The linearised state equation of a captured graph; made by `kpflow.linearise`.
+
+    The space of the states is flat, a part for every state. Weights that a state depends on linearly act through their
+    sites; others through the derivative of the cut graph.
+
+    Args:
+        graph: The captured graph.
+        trained: The trainable parameters by name.
+        parameters: Their space.
+        nodes: The nodes of the states by name.
+        uses: What is known of how weights act on each of these nodes.
+        memory: Bytes that a product may take, beside its block and its result.
+    """
+
+    def __init__(
+        self,
+        graph: Graph,
+        trained: Named,
+        parameters: Space,
+        nodes: Mapping[str, fx.Node],
+        uses: Mapping[fx.Node, Sequence[Placed]],
+        memory: int,
+    ) -> None:
+        self.parameters = parameters
+        self._graph = graph
+        self._trained = dict(trained)
+        self._nodes = dict(nodes)
+        self._uses = {name: tuple(uses.get(node, ())) for name, node in nodes.items()}
+        known = {(operation, weight) for found in self._uses.values() for operation, weight, _ in found}
+        self._tapped = Tapped.of(graph, trained, self._nodes)
+        recorded = self._tapped.states
+        self._cut = Cut.of(graph, trained, recorded, self._nodes, known)
+        shapes = {name: value.shape for name, value in recorded.items()}
+        self.space = Space.of_parts(shapes, "state", parameters.dtype, parameters.device)
+        self.states = self.space.join(recorded)
+        self.readout = GraphReadout(self._cut, self.space, parameters)
+        self._piece = self._probes_within(memory)
+
+    def peak_bytes(self, probes: int) -> int:
+        ends = probes * (self.states.nbytes + self._parameter_bytes)
+        return self._fixed_bytes + ends + min(probes, self._piece) * self._probe_bytes
+
+    @property
+    def core(self) -> Space:
+        return self.parameters
+
+    def propagate(self, state: Tensor) -> Tensor:
+        return self._by_pieces(self._propagate, state, self.propagate_adjoint)
+
+    def propagate_adjoint(self, state: Tensor) -> Tensor:
+        return self._by_pieces(self._propagate_adjoint, state, self.propagate)
+
+    def residual(self, state: Tensor) -> Tensor:
+        return self._by_pieces(lambda q: q - self._moved(self._cut.of_states.jvp, q), state, self.residual_adjoint)
+
+    def residual_adjoint(self, state: Tensor) -> Tensor:
+        return self._by_pieces(lambda q: q - self._moved(self._cut.of_states.vjp, q), state, self.residual)
+
+    def parameter_jvp(self, parameter: Tensor) -> Tensor:
+        return self._by_pieces(self._parameter_jvp, parameter, self.parameter_vjp)
+
+    def parameter_vjp(self, state: Tensor) -> Tensor:
+        return self._by_pieces(self._parameter_vjp, state, self.parameter_jvp)
+
+    def state_jvp(self, parameter: Tensor) -> Tensor:
+        return self._by_pieces(lambda v: self._propagate(self._parameter_jvp(v)), parameter, self.state_vjp)
+
+    def state_vjp(self, state: Tensor) -> Tensor:
+        return self._by_pieces(lambda q: self._parameter_vjp(self._propagate_adjoint(q)), state, self.state_jvp)
+
+    def core_jvp(self, core: Tensor) -> Tensor:
+        return self.parameter_jvp(core)
+
+    def core_vjp(self, state: Tensor) -> Tensor:
+        return self.parameter_vjp(state)
+
+    def state_core_jvp(self, core: Tensor) -> Tensor:
+        return self.state_jvp(core)
+
+    def state_core_vjp(self, state: Tensor) -> Tensor:
+        return self.state_vjp(state)
+
+    def sites(self) -> dict[str, Site]:
+        return {}
+
+    def uses(self) -> dict[str, tuple[Use, ...]]:
+        """How weights act on every state, where it is known; `loose` names the parameters of which more is not."""
+        return {name: tuple(use for _, _, use in found) for name, found in self._uses.items()}
+
+    @property
+    def loose(self) -> tuple[str, ...]:
+        """The parameters that act on a state in a way that is known by automatic differentiation only."""
+        return self._cut.loose
+
+    def _propagate(self, state: Tensor) -> Tensor:
+        return self._moved(self._tapped.propagator.jvp, state)
+
+    def _propagate_adjoint(self, state: Tensor) -> Tensor:
+        return self._moved(self._tapped.propagator.vjp, state)
+
+    def _parameter_jvp(self, parameter: Tensor) -> Tensor:
+        named = self.parameters.split(parameter.contiguous())
+        parts = []
+        for name, shape in ((part.name, part.shape) for part in self.space.parts):
+            moved = [use.jvp(named) for _, _, use in self._uses[name]]
+            parts.append(sum(moved[1:], moved[0]) if moved else parameter.new_zeros(len(parameter), *shape))
+        if self._cut.loose:
+            rest = self._cut.of_parameters.jvp([named[name] for name in self._cut.loose])
+            parts = [part + other for part, other in zip(parts, rest, strict=True)]
+        return self._joined(parts)
+
+    def _parameter_vjp(self, state: Tensor) -> Tensor:
+        result = self.parameters.zeros(len(state))
+        named = self.parameters.split(result)
+        parts = self._parts(state)
+        for found, part in zip(self._uses.values(), parts, strict=True):
+            for _, _, use in found:
+                use.add_vjp(part, named)
+        if self._cut.loose:
+            for name, value in zip(self._cut.loose, self._cut.of_parameters.vjp(parts), strict=True):
+                named[name].add_(value)
+        return result
+
+    def _moved(self, product: Callable[[Sequence[Tensor]], list[Tensor]], state: Tensor) -> Tensor:
+        return self._joined(product(self._parts(state)))
+
+    def _parts(self, state: Tensor) -> list[Tensor]:
+        return list(self.space.split(state).values())
+
+    def _joined(self, parts: Sequence[Tensor]) -> Tensor:
+        return torch.cat([part.flatten(1) for part in parts], dim=1)
+
+    def _by_pieces(
+        self, function: Callable[[Tensor], Tensor], block: Tensor, adjoint: Callable[[Tensor], Tensor]
+    ) -> Tensor:
+        """The linear function on a block of probes, in pieces that fit the memory; gradients go through it."""
+
+        def pieces(block: Tensor) -> Tensor:
+            return torch.cat([function(piece) for piece in block.split(self._piece)])
+
+        return linear(pieces, adjoint, block)
+
+    def _probes_within(self, memory: int) -> int:
+        least = self._fixed_bytes + self._probe_bytes
+        if memory < least:
+            raise ValueError(
+                f"`memory` must be at least {least} bytes for the recorded graph and one probe of {self.space}; "
+                f"got {memory}. Give more, or take fewer trials."
+            )
+        return max(1, min(PROBES, (memory - self._fixed_bytes) // self._probe_bytes))
+
+    @property
+    def _fixed_bytes(self) -> int:
+        """Of the recorded values, of which each tape keeps those that it needs, and of what the weights see."""
+        return 2 * self._tapped.nbytes + sum(use.linear.nbytes for found in self._uses.values() for _, _, use in found)
+
+    @property
+    def _probe_bytes(self) -> int:
+        """Between the block and the result, for each probe: as much as the recorded values at most."""
+        return 2 * self._tapped.nbytes + 2 * (self.states.nbytes + self._parameter_bytes)
+
+    @property
+    def _parameter_bytes(self) -> int:
+        return self.parameters.size * self.states.element_size()
+
+
+def linearise_graph(model: Any, inputs: Any, states: Any, memory: int) -> GraphLinearisation:
+    """Capture a module and linearise it."""
+    trained = trainable(model.named_parameters())
+    space = parameter_space(trained)
+    graph = capture(model, inputs, trained)
+    sites = find_sites(graph, trained)
+    nodes = sites.nodes if states is None else named_nodes(graph, sites, states)
+    return GraphLinearisation(graph, trained, space, nodes, sites.uses, memory)
