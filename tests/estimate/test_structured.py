@@ -30,6 +30,9 @@ class Declared(Structure):
     def sampled_trace(self) -> None:
         return None
 
+    def sampled_parts(self) -> None:
+        return None
+
     def diagonal(self) -> Exact[torch.Tensor]:
         return Exact(self.price, self.matrix.diagonal)
 

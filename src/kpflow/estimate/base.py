@@ -235,10 +235,10 @@ def check_exact_budget(size: int, effort: Effort) -> None:
         )
 
 
-def check_least_budget(least: int, effort: Effort) -> None:
-    """Raise if the budget does not suffice for one probe."""
+def check_least_budget(least: int, effort: Effort, what: str = "one probe") -> None:
+    """Raise if the budget does not suffice for one probe, or for what else is the least."""
     if effort.budget < least:
-        raise ValueError(f"`budget` must be at least {least} here, for one probe; got {effort.budget}.")
+        raise ValueError(f"`budget` must be at least {least} here, for {what}; got {effort.budget}.")
 
 
 def check_operator(name: str, value: Any, *, square: bool = False, why: str = "") -> Operator:

@@ -27,6 +27,7 @@ from .base import (
     spread,
 )
 from .krylov import bound_of_largest, leading
+from .pairs import METHOD, SIZE, by_pairs, pairs_or
 from .products import Products, Samples, basis_blocks, gram, inner, signs
 from .sketch import Sketch
 from .structured import by_structure, declared, is_worth, smaller_side
@@ -88,7 +89,7 @@ def frobenius_norm(
         4 ± 0 (4 products, exact)
     """
     check_operator("operator", operator)
-    check_one_of("method", method, ("auto", *_METHODS))
+    check_one_of("method", method, tuple(_METHODS))
     if method == "one-sided-reverse" and not isinstance(operator, Gramian):
         raise ValueError(
             f"`method` 'one-sided-reverse' needs an operator A = F Fᵀ whose factor F is known (a Gramian); "
@@ -102,11 +103,20 @@ def frobenius_norm(
         return at_the_door(
             "frobenius_norm", operator, method, raise_on_failure, lambda: by_structure(math.sqrt(compute()))
         )
-    if method == "auto":
-        method = "exact" if exact_pays(size, effort) else "deflated"
+    if method == "auto" and exact_pays(size, effort):
+        method = "exact"
     source = check_generator("generator", generator, operator.in_space.device)
     run = _METHODS[method]
     return at_the_door("frobenius_norm", operator, method, raise_on_failure, lambda: run(operator, effort, source))
+
+
+def _auto(operator: Operator, effort: Effort, generator: torch.Generator) -> Estimate:
+    """From pairs, if they are known and promise to be few."""
+    return pairs_or(operator, SIZE, effort, generator, functools.partial(_deflated, operator, generator=generator))
+
+
+def _of_pairs(operator: Operator, effort: Effort, generator: torch.Generator) -> Estimate:
+    return by_pairs(operator, SIZE, effort, generator)
 
 
 def _deflated(operator: Operator, effort: Effort, generator: torch.Generator) -> Estimate:
@@ -241,8 +251,10 @@ def _largest(operator: Operator, effort: Effort, generator: torch.Generator) -> 
 
 
 _METHODS: dict[str, Callable[[Operator, Effort, torch.Generator], Estimate]] = {
+    "auto": _auto,
     "deflated": _deflated,
     "hutchinson": _hutchinson,
     "one-sided-reverse": _one_sided_reverse,
+    METHOD: _of_pairs,
     "exact": _exact,
 }

@@ -28,6 +28,7 @@ from .base import (
     settle,
     spread,
 )
+from .pairs import METHOD, RANK, by_pairs, pairs_or
 from .products import BLOCK_ENTRIES, Products, basis_blocks, gram_operator, inner
 from .sketch import LEAST_SHARE, Sketch
 from .structured import by_structure, declared, is_worth, smaller_side
@@ -86,7 +87,9 @@ def effective_rank(
         2 ± 0 (3 products, exact)
     """
     check_operator("operator", operator)
-    check_one_of("method", method, ("auto", *_METHODS))
+    check_one_of("method", method, tuple(_METHODS))
+    if method == METHOD and axes is not None:
+        raise ValueError(f"`method` {METHOD!r} cannot go with `axes`; got {axes!r}. Use 'deflated' or 'auto'.")
     symmetric, cost = (operator, 1) if operator.symmetric else (gram_operator(operator), 2)
     kept = None if axes is None else _Kept(operator.out_space, _check_axes(operator.out_space, axes))
     effort = Effort.of(rtol, budget).times(cost)
@@ -96,8 +99,8 @@ def effective_rank(
     if quantity is not None and is_worth(quantity, method, effort, smallest.in_space.size, cost=2):
         compute = quantity.compute
         return at_the_door("effective_rank", operator, method, raise_on_failure, lambda: by_structure(compute()))
-    if method == "auto":
-        method = "exact" if exact_pays(smallest.in_space.size, effort, cost=cost) else "deflated"
+    if method == "auto" and exact_pays(smallest.in_space.size, effort, cost=cost):
+        method = "exact"
     source = check_generator("generator", generator, operator.in_space.device)
     run, side = _METHODS[method], smallest if method == "exact" else symmetric
     return at_the_door(
@@ -160,11 +163,22 @@ class _Kept:
         return zip(left.split(count), right.split(count), strict=True)
 
 
+def _auto(operator: Operator, cost: int, kept: _Kept | None, effort: Effort, generator: torch.Generator) -> Estimate:
+    """From pairs, if they are known and promise to be few."""
+    deflated = functools.partial(_deflated, operator, cost, kept, generator=generator)
+    return deflated(effort) if kept is not None else pairs_or(operator, RANK, effort, generator, deflated)
+
+
+def _of_pairs(
+    operator: Operator, _cost: int, _kept: _Kept | None, effort: Effort, generator: torch.Generator
+) -> Estimate:
+    return by_pairs(operator, RANK, effort, generator)
+
+
 def _deflated(
     operator: Operator, cost: int, kept: _Kept | None, effort: Effort, generator: torch.Generator
 ) -> Estimate:
     sketch = Sketch([operator], 1 / 3, generator, two_sided=True, cost=cost, least_share=LEAST_SHARE)
-
     return settle(effort, "deflated", functools.partial(_read, sketch, kept), pilot=cost * effort.pilot, eps=sketch.eps)
 
 
@@ -226,7 +240,9 @@ def _exact(operator: Operator, cost: int, kept: _Kept | None, effort: Effort, _g
 
 
 _METHODS: dict[str, Callable[[Operator, int, _Kept | None, Effort, torch.Generator], Estimate]] = {
+    "auto": _auto,
     "deflated": _deflated,
+    METHOD: _of_pairs,
     "exact": _exact,
 }
 

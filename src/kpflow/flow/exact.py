@@ -11,14 +11,14 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from kpflow.operators import Exact, Sampled, Structure
+from kpflow.operators import Exact, Sampled, SampledParts, Structure
 from kpflow.operators.blocks import ranges
 from kpflow.spaces import Space
 from kpflow.states import Linearisation, Site
 
 from .equal_times import OneStep, equal_time_blocks, groups_of, trial_entries, trial_work
 from .propagator import Propagator
-from .sampled import trial_energy
+from .sampled import TrialGram, trial_energy
 
 __all__ = ["MEMORY", "KernelStructure", "NtkStructure", "chosen_sites"]
 
@@ -54,6 +54,11 @@ class NtkStructure(Structure):
     def sampled_trace(self) -> Sampled:
         """E Σ_b ‖C_bᵀ P_bᵀ g_b‖²: trials do not meet in P, so that what K has between trials is left out."""
         return Sampled(Propagator(self.linearisation).T, functools.partial(trial_energy, self.sites))
+
+    def sampled_parts(self) -> SampledParts:
+        """The trials, y_b = C_bᵀ P_bᵀ g_b; some together where there are very many."""
+        gram = TrialGram(self.sites)
+        return SampledParts(Propagator(self.linearisation).T, gram, gram.parts, gram.pair_cost)
 
     def diagonal(self) -> Exact[Tensor] | None:
         return self._exact(self._diagonal)
@@ -123,6 +128,9 @@ class KernelStructure(Structure):
         return Exact(1.0, lambda: float(self._diagonal().sum()))
 
     def sampled_trace(self) -> None:
+        return None
+
+    def sampled_parts(self) -> None:
         return None
 
     def diagonal(self) -> Exact[Tensor] | None:

@@ -7,7 +7,7 @@ from .gramian import Gram, Gramian
 from .kronecker import BlockDiagonal, Kronecker
 from .leaves import Dense, Diagonal, Function, Identity, LowRank
 from .reduce import DEFAULT_PROBES, MAX_BASIS, PartialTrace, Restriction
-from .structure import Exact, Sampled, Structure
+from .structure import Exact, Sampled, SampledParts, Structure
 
 __all__ = [
     "DEFAULT_PROBES",
@@ -29,6 +29,7 @@ __all__ = [
     "PartialTrace",
     "Restriction",
     "Sampled",
+    "SampledParts",
     "Scaled",
     "Structure",
     "Sum",

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from .core import Operator
 
-__all__ = ["Exact", "Sampled", "Structure"]
+__all__ = ["Exact", "Sampled", "SampledParts", "Structure"]
 
 T = TypeVar("T")
 
@@ -47,6 +47,31 @@ class Sampled:
     energy: Callable[[Tensor], Tensor]
 
 
+@final
+@dataclasses.dataclass(frozen=True, eq=False)
+class SampledParts:
+    """Vectors y_p of some parts p for every probe g, of which A's trace and size are means.
+
+    The y of different parts and of different probes are independent, and
+
+        tr A = E Σ_p ‖y_p‖²,    ‖A‖²_F = Σ_pq E ⟨y_p, y'_q⟩²,
+
+    with y' of another probe, or of another part of the same one. So m probes give nearly m² samples of every term. For
+    A = F Fᵀ and F with independent blocks of rows F_p: y_p = F_pᵀ g_p, with E g gᵀ = I.
+
+    Args:
+        operator: B, which costs as much as one side of A.
+        gram: From blocks B g `[S, *shape]` and B g' `[S', *shape]` to float64 ⟨y_sp, y'_s'q⟩ `[S, P, S', P]`.
+        parts: P.
+        pair_cost: What the inner products of one pair of probes cost, in products with B.
+    """
+
+    operator: Operator
+    gram: Callable[[Tensor, Tensor], Tensor]
+    parts: int
+    pair_cost: float
+
+
 class Structure(abc.ABC):
     """The exact quantities of a symmetric operator A, beside its products.
 
@@ -61,6 +86,10 @@ class Structure(abc.ABC):
     @abc.abstractmethod
     def sampled_trace(self) -> Sampled | None:
         """Samples whose mean is tr A, without the noise of blocks of A that do not count for the trace."""
+
+    @abc.abstractmethod
+    def sampled_parts(self) -> SampledParts | None:
+        """Samples whose means are tr A and ‖A‖²_F, many for each product."""
 
     @abc.abstractmethod
     def diagonal(self) -> Exact[Tensor] | None:
