@@ -4,13 +4,14 @@ The states are the values of some nodes. A tap (a kick added at every state) mak
 respect to the taps; a cut (every state replaced by its recorded value) makes ∂F/∂S and J derivatives of the cut graph.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+import functools
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, final
 
 import torch
 from torch import Tensor, fx
 
-from kpflow.spaces import Space
+from kpflow.spaces import Part, Space
 
 from .base import Linearisation, Site
 from .capture import Graph, capture
@@ -26,6 +27,8 @@ PROBES = 32
 """Probes in one pass through a graph, at most: more is slower (a number found by trial)."""
 
 Named = Mapping[str, Tensor]
+
+Product = Callable[[Sequence[Tensor]], list[Tensor]]
 
 
 @final
@@ -59,8 +62,9 @@ class GraphLinearisation(Linearisation):
         self._nodes = dict(nodes)
         self._uses = {name: tuple(uses.get(node, ())) for name, node in nodes.items()}
         known = {(operation, weight) for found in self._uses.values() for operation, weight, _ in found}
-        self._tapped = Tapped.of(graph, trained, self._nodes)
-        recorded = self._tapped.states
+        tapped = Tapped.of(graph, trained, self._nodes)
+        self._propagator, self._recorded_bytes = tapped.propagator, tapped.nbytes
+        recorded = tapped.states
         self._cut = Cut.of(graph, trained, recorded, self._nodes, known)
         shapes = {name: value.shape for name, value in recorded.items()}
         self.space = Space.of_parts(shapes, "state", parameters.dtype, parameters.device)
@@ -77,28 +81,28 @@ class GraphLinearisation(Linearisation):
         return self.parameters
 
     def propagate(self, state: Tensor) -> Tensor:
-        return self._by_pieces(self._propagate, state, self.propagate_adjoint)
+        return self._to_states(lambda q: self._propagator.jvp(self._parts(q)), state, self.propagate_adjoint)
 
     def propagate_adjoint(self, state: Tensor) -> Tensor:
-        return self._by_pieces(self._propagate_adjoint, state, self.propagate)
+        return self._to_states(lambda q: self._propagator.vjp(self._parts(q)), state, self.propagate)
 
     def residual(self, state: Tensor) -> Tensor:
-        return self._by_pieces(lambda q: q - self._moved(self._cut.of_states.jvp, q), state, self.residual_adjoint)
+        return self._to_states(lambda q: self._without(self._cut.of_states.jvp, q), state, self.residual_adjoint)
 
     def residual_adjoint(self, state: Tensor) -> Tensor:
-        return self._by_pieces(lambda q: q - self._moved(self._cut.of_states.vjp, q), state, self.residual)
+        return self._to_states(lambda q: self._without(self._cut.of_states.vjp, q), state, self.residual)
 
     def parameter_jvp(self, parameter: Tensor) -> Tensor:
-        return self._by_pieces(self._parameter_jvp, parameter, self.parameter_vjp)
+        return self._to_states(self._immediate, parameter, self.parameter_vjp)
 
     def parameter_vjp(self, state: Tensor) -> Tensor:
-        return self._by_pieces(self._parameter_vjp, state, self.parameter_jvp)
+        return self._to_parameters(self._parts, state, self.parameter_jvp)
 
     def state_jvp(self, parameter: Tensor) -> Tensor:
-        return self._by_pieces(lambda v: self._propagate(self._parameter_jvp(v)), parameter, self.state_vjp)
+        return self._to_states(lambda v: self._propagator.jvp(self._immediate(v)), parameter, self.state_vjp)
 
     def state_vjp(self, state: Tensor) -> Tensor:
-        return self._by_pieces(lambda q: self._parameter_vjp(self._propagate_adjoint(q)), state, self.state_jvp)
+        return self._to_parameters(lambda q: self._propagator.vjp(self._parts(q)), state, self.state_jvp)
 
     def core_jvp(self, core: Tensor) -> Tensor:
         return self.parameter_jvp(core)
@@ -124,53 +128,67 @@ class GraphLinearisation(Linearisation):
         """The parameters that act on a state in a way that is known by automatic differentiation only."""
         return self._cut.loose
 
-    def _propagate(self, state: Tensor) -> Tensor:
-        return self._moved(self._tapped.propagator.jvp, state)
-
-    def _propagate_adjoint(self, state: Tensor) -> Tensor:
-        return self._moved(self._tapped.propagator.vjp, state)
-
-    def _parameter_jvp(self, parameter: Tensor) -> Tensor:
+    def _immediate(self, parameter: Tensor) -> list[Tensor]:
+        """J v, by states."""
         named = self.parameters.split(parameter.contiguous())
-        parts = []
-        for name, shape in ((part.name, part.shape) for part in self.space.parts):
-            moved = [use.jvp(named) for _, _, use in self._uses[name]]
-            parts.append(sum(moved[1:], moved[0]) if moved else parameter.new_zeros(len(parameter), *shape))
+        moved = [self._moved(part, named, parameter) for part in self.space.parts]
         if self._cut.loose:
             rest = self._cut.of_parameters.jvp([named[name] for name in self._cut.loose])
-            parts = [part + other for part, other in zip(parts, rest, strict=True)]
-        return self._joined(parts)
+            moved = [part + other for part, other in zip(moved, rest, strict=True)]
+        return moved
 
-    def _parameter_vjp(self, state: Tensor) -> Tensor:
-        result = self.parameters.zeros(len(state))
-        named = self.parameters.split(result)
-        parts = self._parts(state)
+    def _moved(self, part: Part, named: Named, like: Tensor) -> Tensor:
+        """What the known uses of weights do to one state."""
+        moved = [use.jvp(named).reshape(len(like), *part.shape) for _, _, use in self._uses[part.name]]
+        return functools.reduce(torch.Tensor.add_, moved) if moved else like.new_zeros(len(like), *part.shape)
+
+    def _add_pulled(self, parts: Sequence[Tensor], named: dict[str, Tensor]) -> None:
+        """Add Jᵀ q, given by states, to blocks of parameters."""
         for found, part in zip(self._uses.values(), parts, strict=True):
             for _, _, use in found:
                 use.add_vjp(part, named)
         if self._cut.loose:
             for name, value in zip(self._cut.loose, self._cut.of_parameters.vjp(parts), strict=True):
                 named[name].add_(value)
-        return result
 
-    def _moved(self, product: Callable[[Sequence[Tensor]], list[Tensor]], state: Tensor) -> Tensor:
-        return self._joined(product(self._parts(state)))
+    def _without(self, product: Product, state: Tensor) -> list[Tensor]:
+        """q minus a product with it."""
+        parts = self._parts(state)
+        return [part - moved for part, moved in zip(parts, product(parts), strict=True)]
 
     def _parts(self, state: Tensor) -> list[Tensor]:
         return list(self.space.split(state).values())
 
-    def _joined(self, parts: Sequence[Tensor]) -> Tensor:
-        return torch.cat([part.flatten(1) for part in parts], dim=1)
-
-    def _by_pieces(
-        self, function: Callable[[Tensor], Tensor], block: Tensor, adjoint: Callable[[Tensor], Tensor]
+    def _to_states(
+        self, function: Callable[[Tensor], Sequence[Tensor]], block: Tensor, adjoint: Callable[[Tensor], Tensor]
     ) -> Tensor:
-        """The linear function on a block of probes, in pieces that fit the memory; gradients go through it."""
+        """A linear function that gives states, on a block of probes, in pieces that fit the memory."""
 
-        def pieces(block: Tensor) -> Tensor:
-            return torch.cat([function(piece) for piece in block.split(self._piece)])
+        def product(block: Tensor) -> Tensor:
+            result = block.new_empty(len(block), self.space.size)
+            for piece in self._pieces(block):
+                for target, part in zip(self._parts(result[piece]), function(block[piece]), strict=True):
+                    target.copy_(part)
+            return result
 
-        return linear(pieces, adjoint, block)
+        return linear(product, adjoint, block)
+
+    def _to_parameters(
+        self, function: Callable[[Tensor], Sequence[Tensor]], block: Tensor, adjoint: Callable[[Tensor], Tensor]
+    ) -> Tensor:
+        """Jᵀ after a linear function that gives states."""
+
+        def product(block: Tensor) -> Tensor:
+            result = self.parameters.zeros(len(block))
+            for piece in self._pieces(block):
+                self._add_pulled(function(block[piece]), self.parameters.split(result[piece]))
+            return result
+
+        return linear(product, adjoint, block)
+
+    def _pieces(self, block: Tensor) -> Iterator[slice]:
+        """Probes that are done at once."""
+        return (slice(start, start + self._piece) for start in range(0, len(block), self._piece))
 
     def _probes_within(self, memory: int) -> int:
         least = self._fixed_bytes + self._probe_bytes
@@ -184,12 +202,12 @@ class GraphLinearisation(Linearisation):
     @property
     def _fixed_bytes(self) -> int:
         """Of the recorded values, of which each tape keeps those that it needs, and of what the weights see."""
-        return 2 * self._tapped.nbytes + sum(use.linear.nbytes for found in self._uses.values() for _, _, use in found)
+        return 2 * self._recorded_bytes + sum(use.linear.nbytes for found in self._uses.values() for _, _, use in found)
 
     @property
     def _probe_bytes(self) -> int:
         """Between the block and the result, for each probe: as much as the recorded values at most."""
-        return 2 * self._tapped.nbytes + 2 * (self.states.nbytes + self._parameter_bytes)
+        return 2 * self._recorded_bytes + 2 * (self.states.nbytes + self._parameter_bytes)
 
     @property
     def _parameter_bytes(self) -> int:
