@@ -4,12 +4,12 @@ import abc
 import dataclasses
 from typing import final
 
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor
 
 from kpflow.spaces import Space
 
-__all__ = ["Linearisation", "Readout", "Site"]
+__all__ = ["LinearSite", "Linearisation", "Readout", "Site", "Trials"]
 
 
 @final
@@ -36,6 +36,28 @@ class Site:
     parameters: tuple[str, ...]
     gates: tuple[str, ...]
     mixing: Float[Tensor, "H U"] | None = None
+
+
+@final
+@dataclasses.dataclass(frozen=True, eq=False)
+class LinearSite:
+    """A weight that acts linearly: a change dW moves the state's entry places[n, g, u] by Σ_f M[g, n, f] dW[g, u, f].
+
+    N positions (trials and times or places), G groups that do not meet (of a convolution, channels of a norm), U units
+    that see the same: the part of K is ⊕_g (M_g M_gᵀ) ⊗ I_U.
+
+    Args:
+        features: M, what the weight sees, shape `[G, N, F]`.
+        places: Numbers of the state's entries on its flat axis, shape `[N, G, U]`.
+        parameters: Names of the parameters that the weight is made of.
+        entries: Numbers of the entries of its one parameter that the weight's entries are, shape `[G, U, F]`; None for
+            a weight that is computed from parameters (weight norm, low-rank adaptation).
+    """
+
+    features: Float[Tensor, "G N F"]
+    places: Int[Tensor, "N G U"]
+    parameters: tuple[str, ...]
+    entries: Int[Tensor, "G U F"] | None
 
 
 class Readout(abc.ABC):
@@ -67,6 +89,22 @@ class Readout(abc.ABC):
     @abc.abstractmethod
     def parameter_vjp(self, output: Tensor) -> Tensor:
         """(∂g/∂θ)ᵀ · output."""
+
+
+@final
+@dataclasses.dataclass(frozen=True, eq=False)
+class Trials:
+    """Which trial each entry belongs to, for states and outputs whose trials do not meet.
+
+    Args:
+        count: B.
+        states: Trial of every entry of the flattened state.
+        outputs: Trial of every entry of the flattened outputs; None without outputs.
+    """
+
+    count: int
+    states: Int[Tensor, " N"]
+    outputs: Int[Tensor, " O"] | None
 
 
 class Linearisation(abc.ABC):
@@ -147,4 +185,20 @@ class Linearisation(abc.ABC):
 
     @abc.abstractmethod
     def sites(self) -> dict[str, Site]:
-        """The weight sites by name; empty where a step is known by autodiff only."""
+        """The weight sites of a recurrent network by name; empty where a step is known by autodiff only."""
+
+    @abc.abstractmethod
+    def linear_sites(self) -> dict[str, tuple[LinearSite, ...]] | None:
+        """The weights that act on each state of a graph; None on the recurrent route.
+
+        The parameters `loose` act in other ways too.
+        """
+
+    @property
+    @abc.abstractmethod
+    def loose(self) -> tuple[str, ...]:
+        """The parameters that act in a way that is known by automatic differentiation only, on a graph's states."""
+
+    @abc.abstractmethod
+    def trials(self) -> Trials | None:
+        """The trial of every entry of the states and outputs; None where trials meet in P or in the read-out."""

@@ -82,12 +82,16 @@ class Cut:
 
     @staticmethod
     def of(
-        graph: Graph, trained: Named, states: Mapping[str, Tensor], nodes: Mapping[str, fx.Node], known: Collection[Any]
+        graph: Graph,
+        trained: Named,
+        states: Named,
+        nodes: Mapping[str, fx.Node],
+        output: fx.Node,
+        known: Collection[tuple[fx.Node, fx.Node]],
     ) -> "Cut":
         """Run the graph once; `known` holds the pairs of an operation and a weight that are left out of J."""
         names = {node: name for name, node in nodes.items()}
         moved: dict[str, Tensor] = {}
-        output = next(n for n in graph.outputs if n.meta["val"].dtype.is_floating_point)
         with recording():
             leaves = {name: states[name].detach().clone().requires_grad_() for name in nodes}
             values = {name: value.detach().clone().requires_grad_() for name, value in trained.items()}

@@ -5,6 +5,7 @@ respect to the taps; a cut (every state replaced by its recorded value) makes âˆ
 """
 
 import functools
+import itertools
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, final
 
@@ -13,13 +14,13 @@ from torch import Tensor, fx
 
 from kpflow.spaces import Part, Space
 
-from .base import Linearisation, Site
+from .base import Linearisation, LinearSite, Site, Trials
 from .capture import Graph, capture
 from .cuts import Cut, GraphReadout, Tapped
 from .derivatives import linear
 from .prepare import parameter_space, trainable
 from .sites import Placed, find_sites, named_nodes
-from .uses import Use
+from .trials import independent, trial_numbers
 
 __all__ = ["GraphLinearisation", "linearise_graph"]
 
@@ -65,11 +66,12 @@ class GraphLinearisation(Linearisation):
         tapped = Tapped.of(graph, trained, self._nodes)
         self._propagator, self._recorded_bytes = tapped.propagator, tapped.nbytes
         recorded = tapped.states
-        self._cut = Cut.of(graph, trained, recorded, self._nodes, known)
+        self._output = next(n for n in graph.outputs if n.meta["val"].dtype.is_floating_point)
+        self._cut = Cut.of(graph, trained, recorded, self._nodes, self._output, known)
         shapes = {name: value.shape for name, value in recorded.items()}
         self.space = Space.of_parts(shapes, "state", parameters.dtype, parameters.device)
         self.states = self.space.join(recorded)
-        self.readout = GraphReadout(self._cut, self.space, parameters)
+        self._outputs = self.readout = GraphReadout(self._cut, self.space, parameters)
         self._piece = self._probes_within(memory)
 
     def peak_bytes(self, probes: int) -> int:
@@ -119,13 +121,37 @@ class GraphLinearisation(Linearisation):
     def sites(self) -> dict[str, Site]:
         return {}
 
-    def uses(self) -> dict[str, tuple[Use, ...]]:
-        """How weights act on every state, where it is known; `loose` names the parameters of which more is not."""
-        return {name: tuple(use for _, _, use in found) for name, found in self._uses.items()}
+    def linear_sites(self) -> dict[str, tuple[LinearSite, ...]]:
+        starts = itertools.accumulate((part.size for part in self.space.parts), initial=0)
+        return {
+            name: tuple(use.site(start) for _, _, use in found)
+            for (name, found), start in zip(self._uses.items(), starts, strict=False)
+        }
+
+    def trials(self) -> Trials | None:
+        return self._trials
+
+    @functools.cached_property
+    def _trials(self) -> Trials | None:
+        """Found by running the graph on the trials in another order, and by products that keep trials apart."""
+        nodes = list(self._nodes.values())
+        numbers = trial_numbers(self._graph, self._trained, [*nodes, self._output])
+        if numbers is None:
+            return None
+        states, outputs = torch.cat([n.flatten() for n in numbers[:-1]]), numbers[-1].flatten()
+        apart = independent(self.propagate_adjoint, states, states, self.space.dtype, self._piece) and independent(
+            self._pulled_outputs,
+            outputs,
+            states,
+            self.space.dtype,
+        )
+        return Trials(int(states.max()) + 1, states, outputs) if apart else None
+
+    def _pulled_outputs(self, flat: Tensor) -> Tensor:
+        return self._outputs.state_vjp(flat.reshape(-1, *self._outputs.space.shape))
 
     @property
     def loose(self) -> tuple[str, ...]:
-        """The parameters that act on a state in a way that is known by automatic differentiation only."""
         return self._cut.loose
 
     def _immediate(self, parameter: Tensor) -> list[Tensor]:

@@ -197,6 +197,16 @@ class RecurrentLinearisation(Linearisation):
             offset += layer.width
         return result
 
+    def linear_sites(self) -> None:
+        return
+
+    @property
+    def loose(self) -> tuple[str, ...]:
+        return ()
+
+    def trials(self) -> None:
+        return
+
     def _by_pieces(
         self, function: Callable[[Tensor], Tensor], block: Tensor, adjoint: Callable[[Tensor], Tensor]
     ) -> Tensor:

@@ -12,7 +12,7 @@ from torch import Tensor, fx
 
 from .capture import Graph
 from .patterns import linear_use
-from .uses import Derived, Operand, Use, View
+from .uses import Derived, Gathered, Operand, Use, View
 
 __all__ = ["Sites", "find_sites", "named_nodes"]
 
@@ -29,7 +29,7 @@ SAME_ORDER = {
 }
 """Operations that keep the entries and their row-major order."""
 
-MATERIAL = {aten.mm.default, aten.addmm.default, aten.bmm.default, aten.convolution.default, aten.embedding.default}
+MATERIAL = {aten.mm.default, aten.addmm.default, aten.bmm.default, aten.convolution.default}
 """Operations that make a state even where all but the weight is a constant that the forward pass makes (zeros)."""
 
 FACTORIES = {aten.full.default, aten.zeros.default, aten.ones.default, aten.full_like.default, aten.zeros_like.default}
@@ -179,7 +179,26 @@ class _Finder:
         def function(values: Named) -> Tensor:
             return seen(self._graph.run({**self.trained, **values}, [weight], nodes=upstream)[weight])
 
-        return Derived(function, {name: self.trained[name] for name in self._weights[weight]})
+        values = {name: self.trained[name] for name in self._weights[weight]}
+        return _gathered(function, values) or Derived(function, values)
+
+
+def _gathered(function: Callable[[Named], Tensor], values: Named) -> Gathered | None:
+    """The weight as entries of one parameter, if it is: tried on the entries' numbers, and on random ones."""
+    if len(values) > 1:
+        return None
+    ((name, value),) = values.items()
+    generator = torch.Generator(value.device).manual_seed(0)
+    noise = torch.rand(value.shape, dtype=torch.float64, device=value.device, generator=generator)
+    try:
+        numbers = function({name: torch.arange(value.numel(), device=value.device).double().reshape(value.shape)})
+        entries = numbers.round().long()
+        if bool((entries < 0).any()) or bool((entries >= value.numel()).any()):
+            return None
+        same = torch.equal(function({name: noise}), noise.flatten()[entries])
+    except RuntimeError:  # mixes data types
+        return None
+    return Gathered(name, entries) if same else None
 
 
 def _viewed(seen: Callable[[Tensor], Tensor], value: Tensor) -> Tensor | None:

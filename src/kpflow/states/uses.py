@@ -9,9 +9,10 @@ from typing import final
 import torch
 from torch import Tensor
 
+from .base import LinearSite
 from .tapes import Tape, recording
 
-__all__ = ["Contraction", "Factor", "Linear", "Lookup", "Operand", "Use", "View"]
+__all__ = ["Contraction", "Derived", "Factor", "Gathered", "Linear", "Lookup", "Operand", "Use", "View"]
 
 Named = Mapping[str, Tensor]
 
@@ -23,13 +24,11 @@ class Factor:
 
     Args:
         features: M, shape `[G, N, F]`.
-        units: U.
         places: Number of the state entry that position n, group g and unit u moves, shape `[N, G, U]`.
         entries: Number of the weight's entry at group g, unit u, feature f, shape `[G, U, F]`.
     """
 
     features: Tensor
-    units: int
     places: Tensor
     entries: Tensor
 
@@ -95,7 +94,7 @@ class Contraction(Linear):
         G, N, F, U = (self._count(letters) for letters in (groups, positions, summed, units))
         places = self._numbered(out).permute([out.index(letter) for letter in positions + groups + units])
         entries = self._numbered(by).permute([by.index(letter) for letter in groups + units + summed])
-        return Factor(wide.reshape(G, N, F), U, places.reshape(N, G, U), entries.reshape(G, U, F))
+        return Factor(wide.reshape(G, N, F), places.reshape(N, G, U), entries.reshape(G, U, F))
 
     @property
     def nbytes(self) -> int:
@@ -149,7 +148,7 @@ class Lookup(Linear):
         features[0, torch.arange(N, device=number.device), number] = self.seen.flatten()
         places = torch.arange(N * D, device=number.device).reshape(N, 1, D)
         entries = (tokens.unsqueeze(0) * D + torch.arange(D, device=number.device).unsqueeze(1)).unsqueeze(0)
-        return Factor(features, D, places, entries)
+        return Factor(features, places, entries)
 
     @property
     def nbytes(self) -> int:
@@ -163,6 +162,11 @@ class Operand(abc.ABC):
     @abc.abstractmethod
     def names(self) -> tuple[str, ...]:
         """The parameters that it is made of."""
+
+    @property
+    @abc.abstractmethod
+    def entries(self) -> Tensor | None:
+        """Number of the entry of its one parameter that each of its entries is; None if it is not made that way."""
 
     @abc.abstractmethod
     def jvp(self, parameters: Named) -> Tensor:
@@ -194,6 +198,11 @@ class View(Operand):
     def names(self) -> tuple[str, ...]:
         return (self.name,)
 
+    @property
+    def entries(self) -> Tensor:
+        last = sum((size - 1) * step for size, step in zip(self.shape, self.stride, strict=True))
+        return torch.arange(self.offset, self.offset + last + 1).as_strided(self.shape, self.stride)
+
     def jvp(self, parameters: Named) -> Tensor:
         return self.of(parameters[self.name])
 
@@ -204,6 +213,36 @@ class View(Operand):
         """The weights in a block `[S, *parameter shape]` whose rows are contiguous, as a view."""
         start = block.storage_offset() + self.offset
         return block.as_strided((len(block), *self.shape), (block.stride(0), *self.stride), start)
+
+
+@final
+@dataclasses.dataclass(frozen=True, eq=False)
+class Gathered(Operand):
+    """A weight whose entries are entries of one parameter: rows picked by constant indices, copies, repetitions.
+
+    Args:
+        name: The parameter.
+        numbers: Number of the parameter's entry that each entry of the weight is, of the weight's shape.
+    """
+
+    name: str
+    numbers: Tensor
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        return (self.name,)
+
+    @property
+    def entries(self) -> Tensor:
+        return self.numbers
+
+    def jvp(self, parameters: Named) -> Tensor:
+        block = parameters[self.name]
+        return block.flatten(1)[:, self.numbers.flatten()].reshape(len(block), *self.numbers.shape)
+
+    def add_vjp(self, weight: Tensor, parameters: dict[str, Tensor]) -> None:
+        block = parameters[self.name].view(len(weight), -1)
+        block.index_add_(1, self.numbers.flatten(), weight.reshape(len(weight), -1))
 
 
 @final
@@ -222,6 +261,10 @@ class Derived(Operand):
     @property
     def names(self) -> tuple[str, ...]:
         return tuple(self._values)
+
+    @property
+    def entries(self) -> None:
+        return
 
     def jvp(self, parameters: Named) -> Tensor:
         return self._tape.jvp([parameters[name] for name in self._values])[0]
@@ -253,6 +296,12 @@ class Use:
     def jvp(self, parameters: Named) -> Tensor:
         """Parameters by name to the state, `[S, *state shape]`."""
         return self.linear.jvp(self.operand.jvp(parameters))
+
+    def site(self, start: int) -> LinearSite:
+        """Its Kronecker structure, for a state that starts at an entry of the flat axis."""
+        factor, numbers = self.linear.factor(), self.operand.entries
+        entries = None if numbers is None else numbers.to(factor.entries.device).flatten()[factor.entries]
+        return LinearSite(factor.features, factor.places + start, self.operand.names, entries)
 
     def add_vjp(self, state: Tensor, parameters: dict[str, Tensor]) -> None:
         """Add Jᵀ q to blocks of parameters."""
