@@ -1,7 +1,7 @@
 """Models → linearised state equations."""
 
 from . import cells
-from .base import Linearisation, Readout, Site
+from .base import Linearisation, LinearSite, Readout, Site, Trials
 from .linearise import linearise
 
-__all__ = ["Linearisation", "Readout", "Site", "cells", "linearise"]
+__all__ = ["LinearSite", "Linearisation", "Readout", "Site", "Trials", "cells", "linearise"]
