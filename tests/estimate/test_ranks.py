@@ -159,7 +159,7 @@ def test_zero_and_not_finite(axes, method):
         ({"axes": ("unit", "time", "trial")}, r"`axes` must name some .* leave it out"),
         ({"axes": ("units",)}, r"`axes` must be different names out of 'trial', 'time', 'unit'; got \('units',\)"),
         ({"axes": ("unit", "unit")}, r"`axes` must be different names"),
-        ({"method": "magic"}, r"`method` must be one of 'auto', 'deflated', 'exact'; got 'magic'"),
+        ({"method": "magic"}, r"`method` must be one of 'auto', 'deflated', 'one-sided-blocks', 'exact'; got 'magic'"),
         ({"method": "exact", "budget": 79}, r"`budget` must be at least 80 for method 'exact'"),
         ({"rtol": 0.0}, r"`rtol` must be a positive number"),
     ],

@@ -58,16 +58,20 @@ def frobenius_norm(
     - "hutchinson": mean of ‖A g‖². As good on flat spectra; leading modes need 10 to 20 times the products.
     - "one-sided-reverse": A = F Fᵀ: mean over pairs i ≠ j of ⟨Fᵀ gᵢ, Fᵀ gⱼ⟩² (of F M Fᵀ: ⟨Fᵀ gᵢ, M Fᵀ gⱼ⟩²), products
       with Fᵀ only. It keeps m vectors of the size F takes.
+    - "one-sided-blocks": where structure knows independent blocks of rows of F (trials, of the NTK of a recurrent
+      network): the same with all blocks apart, Σ_bc ⟨F_bᵀ gᵢ, F_cᵀ gⱼ⟩², so that B blocks make B² samples of a pair.
     - "exact": √(Σᵢ ‖A eᵢ‖²) over the smaller of the two spaces (of A = C Cᵀ: of CᵀC, if smaller), or by structure where
       the operator declares it at less cost (K of a recurrent network); error 0.
     - "auto": exact if that space has at most 64 entries (or as many as a budget that is to be spent as a whole), or if
-      structure is predicted to cost no more than 64 products (or that budget); else deflated.
+      structure is predicted to cost no more than 64 products (or that budget); else one-sided-blocks, if blocks are
+      known, there is a tolerance and the first probes promise it at little cost; else deflated, of CᵀC for A = C Cᵀ if
+      smaller.
 
     Args:
         operator: A, between any two spaces.
         method: One of the above.
         rtol: As for `trace`: the claim is 2 rtol in 95 % of runs.
-        budget: The most products, with A or Aᵀ, or with Fᵀ for the one-sided method (1000 if not given); without
+        budget: The most products, with A or Aᵀ, or with Fᵀ for the one-sided methods (1000 if not given); without
             `rtol`, all of them are taken.
         generator: Draws the probes; a fresh one with seed 0 if None.
         raise_on_failure: Raise if a product is not finite; otherwise the result's status says so.
@@ -111,8 +115,9 @@ def frobenius_norm(
 
 
 def _auto(operator: Operator, effort: Effort, generator: torch.Generator) -> Estimate:
-    """From pairs, if they are known and promise to be few."""
-    return pairs_or(operator, SIZE, effort, generator, functools.partial(_deflated, operator, generator=generator))
+    """From pairs, if they are known and promise to be few; else deflated, of the side with less algebra."""
+    side = smaller_side(operator) if operator.symmetric else operator
+    return pairs_or(operator, SIZE, effort, generator, lambda rest: _deflated(side, rest, generator))
 
 
 def _of_pairs(operator: Operator, effort: Effort, generator: torch.Generator) -> Estimate:
