@@ -21,11 +21,14 @@ from .problems import Counter, FactorGramian, randn
 class Declared(Structure):
     """Quantities of an explicit matrix at a price."""
 
-    matrix: torch.Tensor
+    dense: torch.Tensor
     price: float
 
     def trace(self) -> Exact[float]:
-        return Exact(self.price, lambda: float(self.matrix.trace()))
+        return Exact(self.price, lambda: float(self.dense.trace()))
+
+    def matrix(self) -> None:
+        return None
 
     def sampled_trace(self) -> None:
         return None
@@ -34,16 +37,16 @@ class Declared(Structure):
         return None
 
     def diagonal(self) -> Exact[torch.Tensor]:
-        return Exact(self.price, self.matrix.diagonal)
+        return Exact(self.price, self.dense.diagonal)
 
     def partial_trace(self, axes: tuple[str, ...]) -> Exact[torch.Tensor] | None:
         return Exact(self.price, lambda: torch.diag(torch.tensor([3.0, 1.0]))) if axes == ("unit",) else None
 
     def squared_norm(self) -> Exact[float]:
-        return Exact(self.price, lambda: float(self.matrix.square().sum()))
+        return Exact(self.price, lambda: float(self.dense.square().sum()))
 
     def spectrum(self) -> Exact[torch.Tensor]:
-        return Exact(self.price, lambda: torch.linalg.eigvalsh(self.matrix).flip(0))
+        return Exact(self.price, lambda: torch.linalg.eigvalsh(self.dense).flip(0))
 
 
 @final

@@ -60,6 +60,9 @@ class NtkStructure(Structure):
         gram = TrialGram(self.sites)
         return SampledParts(Propagator(self.linearisation).T, gram, gram.parts, gram.pair_cost)
 
+    def matrix(self) -> None:
+        return None
+
     def diagonal(self) -> Exact[Tensor] | None:
         return self._exact(self._diagonal)
 
@@ -131,6 +134,9 @@ class KernelStructure(Structure):
         return None
 
     def sampled_parts(self) -> None:
+        return None
+
+    def matrix(self) -> None:
         return None
 
     def diagonal(self) -> Exact[Tensor] | None:

@@ -28,25 +28,27 @@ class MergedSites:
     joint: dict[str, tuple[str, ...]]
 
 
-def merged_sites(linearisation: Linearisation) -> MergedSites:
-    """Put the weights of a graph together. Without weights that are known as sites, all parameters are joint."""
-    found = linearisation.linear_sites()
-    if found is None:
-        names = tuple(part.name for part in linearisation.parameters.parts)
-        return MergedSites({}, {names[0]: names})
-    sites = [(state, site) for state, those in found.items() for site in those]
+def merged_sites(linearisation: Linearisation, names: Sequence[str] | None = None) -> MergedSites:
+    """Put the weights of a graph together.
+
+    Args:
+        linearisation: Of a graph.
+        names: The parameters that count; None for all.
+    """
+    found = linearisation.linear_sites() or {}
+    order = [part.name for part in linearisation.parameters.parts if names is None or part.name in names]
+    sites = [(state, site) for state, those in found.items() for site in those if set(site.parameters) & set(order)]
     uses: dict[str, list[LinearSite]] = {}
     for _, site in sites:
         for name in site.parameters:
             uses.setdefault(name, []).append(site)
     together = [set(site.parameters) for _, site in sites if site.entries is None]
-    together += [{name} for name in linearisation.loose]
+    together += [{name} for name in linearisation.loose if name in order]
     together += [{name} for name, those in uses.items() if not _apart(those) and not _alike(those)]
     joint = _connected(together)
     tied = set().union(*joint)
     alone = [(state, _all_of(site, uses)) for state, site in sites if site.parameters[0] not in tied]
-    order = [part.name for part in linearisation.parameters.parts]
-    sets = [tuple(sorted(names, key=order.index)) for names in joint]
+    sets = [tuple(name for name in order if name in those) for those in joint]
     return MergedSites(_with_biases([(s, site) for s, site in alone if site is not None]), {s[0]: s for s in sets})
 
 

@@ -12,6 +12,7 @@ from kpflow.states import Linearisation
 
 from .exact import NtkStructure, chosen_sites
 from .jacobians import OutputJacobian, StateJacobian, restricted, state_core
+from .outputs import output_structure
 
 __all__ = ["Ntk"]
 
@@ -69,14 +70,20 @@ class Ntk(Gramian):
 
     @property
     def structure(self) -> Structure | None:
-        """Exact quantities, for the states of a recurrent network without a metric, all of whose sites are known."""
+        """Exact quantities, without a metric: of the states of a recurrent network, of the outputs of a graph.
+
+        All sites must be known, and the trials of a graph independent.
+        """
         return self._known_structure
 
     @functools.cached_property
     def _known_structure(self) -> Structure | None:
-        if self._metric is not None or self._readout is not None:
+        names = [part.name for part in self._jacobian.in_space.parts] if self._metric is None else []
+        if self._readout == "outputs" and names:
+            return output_structure(self._linearisation, names)
+        if self._readout is not None or not names:
             return None
-        sites = chosen_sites(self._linearisation, [part.name for part in self._jacobian.in_space.parts])
+        sites = chosen_sites(self._linearisation, names)
         return None if sites is None else NtkStructure(self._linearisation, sites)
 
     @property

@@ -14,6 +14,7 @@ from kpflow.spaces import Space
 
 from .blocks import block_length, ranges
 from .core import Adjoint, Operator
+from .gramian import Gramian
 from .leaves import Function
 
 __all__ = ["from_scipy", "to_dense", "to_scipy"]
@@ -25,8 +26,9 @@ _TORCH = {dtype: ours for ours, dtype in _NUMPY.items()}
 def to_dense(operator: Operator) -> Float[Tensor, "out in"]:
     """The matrix A[i, j] = ⟨eᵢ, A eⱼ⟩ of an operator, over the row-major entries of its two spaces.
 
-    Takes as many products as `in_space` has entries, in blocks of at most `MAX_BLOCK_ENTRIES` entries; the matrix
-    itself takes out × in entries of memory, so this is for small operators.
+    Takes as many products as `in_space` has entries, in blocks of at most `MAX_BLOCK_ENTRIES` entries, unless the
+    operator's structure gives its matrix for less; the matrix itself takes out × in entries of memory, so this is for
+    small operators.
 
     Args:
         operator: A.
@@ -45,6 +47,10 @@ def to_dense(operator: Operator) -> Float[Tensor, "out in"]:
     """
     _check_operator(operator)
     source, target = operator.in_space, operator.out_space
+    structure = operator.structure if isinstance(operator, Gramian) else None
+    known = None if structure is None else structure.matrix()
+    if known is not None and known.cost < source.size:
+        return known.compute()
     matrix = torch.empty(target.size, source.size, dtype=target.dtype, device=target.device)
     for columns in ranges(source.size, block_length(max(source.size, target.size))):
         basis = source.zeros(columns.stop - columns.start)

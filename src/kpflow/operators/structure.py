@@ -92,6 +92,10 @@ class Structure(abc.ABC):
         """Samples whose means are tr A and ‖A‖²_F, many for each product."""
 
     @abc.abstractmethod
+    def matrix(self) -> Exact[Tensor] | None:
+        """A as a matrix, over its entries in row-major order, in the dtype of the operator."""
+
+    @abc.abstractmethod
     def diagonal(self) -> Exact[Tensor] | None:
         """The diagonal of A in float64, of the shape of the vectors that A takes."""
 

@@ -139,16 +139,14 @@ class GraphLinearisation(Linearisation):
         if numbers is None:
             return None
         states, outputs = torch.cat([n.flatten() for n in numbers[:-1]]), numbers[-1].flatten()
-        apart = independent(self.propagate_adjoint, states, states, self.space.dtype, self._piece) and independent(
-            self._pulled_outputs,
-            outputs,
-            states,
-            self.space.dtype,
-        )
+        apart = independent(self._pulled_back, torch.cat([states, outputs]), states, self.states, self._piece)
         return Trials(int(states.max()) + 1, states, outputs) if apart else None
 
-    def _pulled_outputs(self, flat: Tensor) -> Tensor:
-        return self._outputs.state_vjp(flat.reshape(-1, *self._outputs.space.shape))
+    def _pulled_back(self, flat: Tensor) -> Tensor:
+        """Pᵀ of what states and outputs receive."""
+        states, outputs = flat.split([self.space.size, self._outputs.space.size], dim=1)
+        pulled = self._outputs.state_vjp(outputs.reshape(-1, *self._outputs.space.shape))
+        return self.propagate_adjoint(states + pulled)
 
     @property
     def loose(self) -> tuple[str, ...]:
@@ -247,4 +245,9 @@ def linearise_graph(model: Any, inputs: Any, states: Any, memory: int) -> GraphL
     graph = capture(model, inputs, trained)
     sites = find_sites(graph, trained)
     nodes = sites.nodes if states is None else named_nodes(graph, sites, states)
+    if not nodes:
+        raise ValueError(
+            f"`model` must have a weight site whose result is {space.dtype}, as its parameters are; it has none. Turn "
+            "torch.autocast off, or name `states`."
+        )
     return GraphLinearisation(graph, trained, space, nodes, sites.uses, memory)

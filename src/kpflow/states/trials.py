@@ -1,5 +1,7 @@
 """Trials of a captured graph: which entries belong to which, and whether they are independent of each other."""
 
+import itertools
+import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -58,30 +60,32 @@ def _along(plain: Any, moved: Any, trials: int) -> Tensor | None:
 
 
 def independent(
-    product: Callable[[Tensor], Tensor], source: Tensor, target: Tensor, dtype: torch.dtype, block: int = 8
+    product: Callable[[Tensor], Tensor], source: Tensor, target: Tensor, like: Tensor, block: int = 8
 ) -> bool:
     """Whether a linear map takes no trial to another one: then it leaves exact zeros there.
 
-    Any two trials differ in some binary digit of their numbers, so random vectors on the trials with a digit 0, and on
-    those with a digit 1, find every pair that meets.
+    Random vectors on several trials at once: trial b is on in the b-th set of half of the vectors. No such set holds
+    another, so for every ordered pair of trials there is a vector with the first one on and the second one off.
 
     Args:
-        product: Of blocks of vectors of the size of `source` to those of the size of `target`.
+        product: Of blocks of flat vectors.
         source: Trial of every entry of what the map takes.
         target: Trial of every entry of what it gives.
-        dtype: Of the vectors.
+        like: A tensor of the dtype and device of the vectors.
         block: Vectors at once.
     """
-    trials = int(source.max()) + 1
-    generator = torch.Generator(source.device).manual_seed(0)
-    digits = [(source >> k) & 1 for k in range((trials - 1).bit_length())]
-    sides = [(k, side) for k in range(len(digits)) for side in (0, 1)]
-    for start in range(0, len(sides), block):
-        some = sides[start : start + block]
-        noise = torch.randn(len(some), len(source), dtype=dtype, device=source.device, generator=generator)
-        on = torch.stack([digits[k] == side for k, side in some])
-        result = product(noise * on)
-        away = torch.stack([((target >> k) & 1) != side for k, side in some])
-        if bool((result.reshape(len(some), -1) * away).any()):
+    codes = _codes(int(source.max()) + 1).to(like.device)  # [B, k]
+    generator = torch.Generator(like.device).manual_seed(0)
+    noise = torch.randn(len(source), dtype=like.dtype, device=like.device, generator=generator)
+    for some in codes.mT.split(block):
+        result = product(torch.stack([noise * on[source] for on in some]))
+        if any(bool(row[~on[target]].any()) for row, on in zip(result, some, strict=True)):
             return False
     return True
+
+
+def _codes(count: int) -> Tensor:
+    """Different sets of half of k, `[count, k]`, for the smallest k that has so many."""
+    k = next(k for k in itertools.count(1) if math.comb(k, k // 2) >= count)
+    sets = itertools.islice(itertools.combinations(range(k), k // 2), count)
+    return torch.tensor([[i in chosen for i in range(k)] for chosen in sets])
