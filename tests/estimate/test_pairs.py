@@ -31,6 +31,9 @@ class Parts(Structure):
     def trace(self) -> Exact[float] | None:
         return None
 
+    def matrix(self) -> None:
+        return None
+
     def sampled_trace(self) -> Sampled | None:
         return None
 
@@ -41,7 +44,7 @@ class Parts(Structure):
         return None
 
     def partial_trace(self, axes: tuple[str, ...]) -> Exact[Tensor] | None:
-        return None
+        assert not axes
 
     def squared_norm(self) -> Exact[float] | None:
         return None
@@ -159,7 +162,7 @@ def test_number_and_jackknife_transcribed(powers):
 
 
 @pytest.mark.parametrize("function", QUANTITIES)
-@pytest.mark.parametrize(("number", "budget"), [(8, 12), (8, 20), (1, 40), (40, 6)])
+@pytest.mark.parametrize(("number", "budget"), [(8, 12), (8, 20), (1, 40), (40, 8)])
 @pytest.mark.parametrize("name", ["bulk", "power law"])
 def test_error_bars_are_honest(function, name, number, budget):
     a = parted(name, number)
@@ -197,14 +200,14 @@ def test_auto_takes_what_promises_to_be_cheaper(function):
 
 
 @pytest.mark.parametrize("function", QUANTITIES)
-@pytest.mark.parametrize("budget", [1, 3, 6, 20, 60])
+@pytest.mark.parametrize("budget", [1, 3, 8, 20, 60])
 def test_budget_is_a_hard_limit_and_counts_both(function, budget):
     a = parted("slow power law", 8, 400)
     estimate = function(a, rtol=1e-6, budget=budget)
     assert estimate.num_matvecs == a.products == budget
     assert estimate.status is Status.BUDGET_EXHAUSTED
     # fewer than the first look takes, none; too few for a sketch after it, all; else the first look and a sketch
-    assert a.half.total == {1: 0, 3: 0, 6: 6, 20: 20, 60: 6}[budget]
+    assert a.half.total == {1: 0, 3: 0, 8: 8, 20: 20, 60: 8}[budget]
 
 
 @pytest.mark.parametrize("function", QUANTITIES)
@@ -223,12 +226,8 @@ def test_few_probes_tell_no_error(function, budget):
 
 
 def test_the_first_look_waits_for_degrees_of_freedom():
-    assert [PairSampler(parted("bulk", p).parts.sampled_parts(), seeded()).pilot for p in (1, 4, 8, 40)] == [
-        25,
-        7,
-        6,
-        6,
-    ]
+    samplers = [PairSampler(parted("bulk", number).parts.sampled_parts(), seeded()) for number in (1, 2, 8, 40)]
+    assert [sampler.pilot for sampler in samplers] == [25, 13, 8, 8]
 
 
 def test_seeds_and_blocks_of_products(monkeypatch):

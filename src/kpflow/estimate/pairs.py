@@ -26,7 +26,7 @@ Powers = tuple[float, float]
 SIZE: Powers = (0.0, 0.5)
 RANK: Powers = (2.0, -1.0)
 
-LEAST_PROBES, LEAST_DEGREES = 6, 24
+LEAST_PROBES, LEAST_DEGREES = 8, 24
 """Probes before the first look, and degrees of freedom of its error: P (S − 1) for S probes in P parts."""
 
 LEAST_KNOWN = 4.0
@@ -42,6 +42,10 @@ FEWEST = 4
 KNOWN = 0.5
 """Degrees of freedom beside those of normal samples, since spreads of squares are known less. Chosen by experience."""
 
+CAUTION = 6
+"""As many times fewer degrees of freedom are counted when it is decided to stop. Chosen by experience: probes that have
+missed a leading direction by chance agree too well."""
+
 GRAM_ENTRIES = 2**23
 """Inner products held at once: 64 MB."""
 
@@ -53,9 +57,9 @@ class PairSampler:
     With h = ⟨y_sp, y_s'q⟩²: T is the sum over parts of the mean of ‖y_sp‖² over probes, N the sum over pairs of parts
     of the mean of h over pairs of probes (different ones, if p = q). Both are unbiased.
 
-    Bias and error are a jackknife's that leaves out one part of one probe at a time: P (S − 1) degrees of freedom, so that few
-    probes suffice. It counts twice the variance of h that no single member of a pair explains (Efron and Stein 1981);
-    that is estimated as in an analysis of variance, and taken off once. T and N themselves have no bias, powers have.
+    Bias and error are a jackknife's that leaves out one part of one probe at a time: P (S − 1) degrees of freedom, so
+    that few probes suffice. It counts twice what no single member of a pair explains of the variance of h (Efron and
+    Stein 1981); that is estimated as in an analysis of variance, and taken off once.
 
     Args:
         sampled: What the operator declares.
@@ -89,7 +93,7 @@ class PairSampler:
         error = math.sqrt(first + second)
         if math.isfinite(degrees):
             error = error * math.sqrt(degrees / (degrees - 2)) if degrees >= LEAST_KNOWN else math.inf
-        return Reading(value, error, int(min(degrees, 1e6)) + 1, self.products.count)
+        return Reading(value, error, int(min(degrees, 1e6) / CAUTION) + 1, self.products.count)
 
     def cost_of(self, powers: Powers, rtol: float) -> float:
         """Predicted cost of this tolerance in half products: its variance is a/S + b/S² after S probes."""
