@@ -27,7 +27,7 @@ class Tapped:
     Args:
         states: The recorded states by name.
         propagator: P.
-        nbytes: Bytes of all values of the graph.
+        nbytes: Bytes of all values of the graph, views aside.
     """
 
     states: dict[str, Tensor]
@@ -42,9 +42,9 @@ class Tapped:
         states: dict[str, Tensor] = {}
         nbytes = 0
 
-        def tap(node: fx.Node, _: Sequence[Any], value: Any) -> Any:
+        def tap(node: fx.Node, arguments: Sequence[Any], value: Any) -> Any:
             nonlocal nbytes
-            nbytes += value.nbytes if isinstance(value, Tensor) else 0
+            nbytes += _own_bytes(value, arguments)
             if node not in names:
                 return value
             taps[names[node]] = torch.zeros_like(value, memory_format=torch.contiguous_format).requires_grad_()
@@ -55,6 +55,14 @@ class Tapped:
             graph.run(trained, replaced=tap)
         recorded = {name: states[name].detach() for name in nodes}
         return Tapped(recorded, Tape([states[n] for n in nodes], [taps[n] for n in nodes]), nbytes)
+
+
+def _own_bytes(value: Any, arguments: Sequence[Any]) -> int:
+    """Bytes of a result that is no view of an argument."""
+    if not isinstance(value, Tensor):
+        return sum(_own_bytes(part, arguments) for part in value) if isinstance(value, (tuple, list)) else 0
+    seen = {argument.untyped_storage().data_ptr() for argument in arguments if isinstance(argument, Tensor)}
+    return 0 if value.untyped_storage().data_ptr() in seen else value.nbytes
 
 
 @final

@@ -75,7 +75,7 @@ class GraphLinearisation(Linearisation):
         self._piece = self._probes_within(memory)
 
     def peak_bytes(self, probes: int) -> int:
-        ends = probes * (self.states.nbytes + self._parameter_bytes)
+        ends = probes * (2 * self.states.nbytes + self._parameter_bytes)
         return self._fixed_bytes + ends + min(probes, self._piece) * self._probe_bytes
 
     @property
@@ -226,12 +226,13 @@ class GraphLinearisation(Linearisation):
     @property
     def _fixed_bytes(self) -> int:
         """Of the recorded values, of which each tape keeps those that it needs, and of what the weights see."""
-        return 2 * self._recorded_bytes + sum(use.linear.nbytes for found in self._uses.values() for _, _, use in found)
+        seen = [use.linear.nbytes for found in self._uses.values() for _, _, use in found]
+        return 2 * self._recorded_bytes + sum(seen) + max(seen, default=0)
 
     @property
     def _probe_bytes(self) -> int:
         """Between the block and the result, for each probe: as much as the recorded values at most."""
-        return 2 * self._recorded_bytes + 2 * (self.states.nbytes + self._parameter_bytes)
+        return self._recorded_bytes + self.states.nbytes + self._parameter_bytes
 
     @property
     def _parameter_bytes(self) -> int:

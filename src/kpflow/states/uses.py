@@ -74,6 +74,13 @@ class Contraction(Linear):
     sizes: Mapping[str, int]
     shape: tuple[int, ...]
 
+    def __post_init__(self) -> None:
+        """Lay the features out as matrices of positions by what is summed over, so that no product need do it."""
+        seen, by, out = self.axes
+        order = sorted(range(len(seen)), key=lambda d: (seen[d] not in out, seen[d] not in by))  # groups first
+        laid = self.features.permute(order).contiguous().permute([order.index(d) for d in range(len(seen))])
+        object.__setattr__(self, "features", laid)
+
     def jvp(self, weight: Tensor) -> Tensor:
         seen, by, out = self.axes
         result = torch.einsum(f"{seen},Z{by}->Z{out}", self.features, weight)
