@@ -40,15 +40,26 @@ class Tape:
         return _products(self._outputs, self._leaves, cotangents)
 
     def jvp(self, tangents: Sequence[Tensor]) -> list[Tensor]:
-        """J, as the transpose of Jᵀ."""
-        seeds, pulled = self._transposed
-        return _products(pulled, seeds, tangents)
+        """J, as the transpose of Jᵀ.
+
+        Raises:
+            ValueError: The derivative of an operation has no derivative on record.
+        """
+        try:
+            seeds, pulled = self._transposed
+            return _products(pulled, seeds, tangents)
+        except NotImplementedError as error:
+            raise ValueError(
+                f"The model uses an operation whose derivative cannot be differentiated: {error} Write it with others "
+                "(torch.cdist as a norm of differences), or ask for products with Jᵀ and Pᵀ alone."
+            ) from error
 
     @functools.cached_property
     def _transposed(self) -> tuple[list[Tensor], Sequence[Tensor]]:
         """Cotangents of the outputs, and Jᵀ of them with its graph."""
         with recording():
-            seeds = [torch.zeros_like(output).requires_grad_() for output in self._outputs]
+            # at ones, for formulas that take logarithms of cotangents
+            seeds = [torch.ones_like(output).requires_grad_() for output in self._outputs]
             moving = [(o, s) for o, s in zip(self._outputs, seeds, strict=True) if o.requires_grad]
             if not moving:
                 return seeds, [torch.zeros_like(leaf) for leaf in self._leaves]
