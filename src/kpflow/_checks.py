@@ -25,6 +25,8 @@ def check_tensor(name: str, value: Any) -> Tensor:
 
 def check_finite(name: str, value: Tensor, axes: Sequence[str] | None = None, remedy: str = "") -> None:
     """Raise if `value` holds NaN or inf, and say where the first one is, in the words of `axes`."""
+    if bool(torch.isfinite(value.sum())):  # ten times as fast; a sum that leaves the range is looked at again
+        return
     finite = torch.isfinite(value)
     if bool(finite.all()):
         return

@@ -285,11 +285,25 @@ ERRORS = {
     "frozen": (lambda: kp.linearise(frozen(gru()), X), ValueError, "no trainable parameter.*requires_grad_"),
     "mixed": (lambda: kp.linearise(mixed(seeded(Plain(gru()))), X, core="rnn"), ValueError, "share one dtype"),
     "bidirectional": (
-        lambda: kp.linearise(seeded(nn.GRU(3, 4, bidirectional=True)), X),
+        lambda: kp.linearise(seeded(nn.GRU(3, 4, bidirectional=True)), X, initial=randn(2, 5, 4, seed=1)),
+        ValueError,
+        "one direction of time; got a bidirectional module. Leave out `core` and `initial`: the graph route",
+    ),
+    "bidirectional-core": (
+        lambda: kp.linearise(seeded(nn.Sequential(nn.GRU(3, 4, bidirectional=True))), X, core="0"),
         ValueError,
         "one direction of time; got a bidirectional module",
     ),
-    "projection": (lambda: kp.linearise(seeded(nn.LSTM(3, 4, proj_size=2)), X), ValueError, "`proj_size` must be 0"),
+    "bidirectional-lengths": (
+        lambda: kp.linearise(seeded(nn.GRU(3, 4, bidirectional=True)), X, lengths=torch.tensor([5, 2])),
+        ValueError,
+        "`lengths` goes with the recurrent route",
+    ),
+    "projection": (
+        lambda: kp.linearise(seeded(nn.LSTM(3, 4, proj_size=2)), X, route="recurrent"),
+        ValueError,
+        "`proj_size` must be 0",
+    ),
     "dropout": (
         lambda: kp.linearise(nn.GRU(3, 4, 2, dropout=0.5, batch_first=True).double(), X),
         ValueError,
@@ -306,7 +320,7 @@ ERRORS = {
         "`0` is a batch norm in training mode",
     ),
     "no-recurrence": (
-        lambda: kp.linearise(nn.Linear(3, 4).double(), X),
+        lambda: kp.linearise(nn.Linear(3, 4).double(), X, route="recurrent"),
         ValueError,
         "No recurrence is known of a Linear",
     ),
@@ -424,8 +438,10 @@ def test_subclass_with_its_own_forward_is_not_taken_for_its_parent():
             output, hidden = super().forward(*args, **kwargs)
             return 2 * output, hidden
 
+    model = Doubled(3, 4, batch_first=True).double()
     with pytest.raises(ValueError, match="No recurrence is known of a Doubled"):
-        kp.linearise(Doubled(3, 4, batch_first=True).double(), X)
+        kp.linearise(model, X, route="recurrent")
+    torch.testing.assert_close(kp.linearise(model, X).readout.outputs, model(X)[0].detach())
 
 
 def test_deep_copies_are_not_needed():

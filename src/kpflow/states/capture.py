@@ -1,9 +1,8 @@
 """Capture: from a module and its inputs to a checked graph of elementary operations."""
 
 import dataclasses
-import traceback
 import warnings
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from typing import Any, final
 
 import torch
@@ -11,13 +10,24 @@ from torch import Tensor, fx, nn
 from torch.export.graph_signature import InputKind, InputSpec
 from torch.utils import _pytree as pytree
 
-from .derivatives import is_same
+from .exporting import exported
+from .purity import leaves_of
+from .refusals import (
+    check_effects,
+    check_inputs,
+    check_outputs,
+    check_plain,
+    check_same,
+    failure,
+    gradient_error,
+)
 from .tapes import recording
 from .twin import snapshot, twin
 
-__all__ = ["Graph", "arguments_of", "capture", "place_of"]
+__all__ = ["Graph", "arguments_of", "capture"]
 
-LIBRARY = ("/torch/", "<eval_with_key>", "/kpflow/states/")  # frames that are not the user's own
+CALLED: dict[Any, Any] = {torch.ops.aten.view.default: torch.reshape}
+"""What is called in place of an operation: a tensor may lie otherwise in memory than when it was captured."""
 
 Named = Mapping[str, Tensor]
 
@@ -68,7 +78,7 @@ class Graph:
         found: dict[fx.Node, Any] = {node: values[node] for node in wanted if node in values}
         for node in self.nodes if nodes is None else nodes:
             arguments, keywords = fx.map_arg((node.args, node.kwargs), _reader(node, values, detached))
-            value = node.target(*arguments, **keywords)  # type: ignore[operator]
+            value = CALLED.get(node.target, node.target)(*arguments, **keywords)  # type: ignore[operator]
             values[node] = value if replaced is None else replaced(node, arguments, value)
             if node in wanted:
                 found[node] = values[node]
@@ -107,17 +117,18 @@ def _reader(
 
 def arguments_of(inputs: Any) -> tuple[tuple[Any, ...], dict[str, Any]]:
     """Positional and named arguments from what the user gives: a tensor, a tuple, or a mapping from names."""
-    taken = snapshot(inputs)
-    if isinstance(taken, Mapping):
-        return (), dict(taken)
-    return (taken, {}) if isinstance(taken, tuple) else ((taken,), {})
+    if isinstance(inputs, Mapping):
+        return (), snapshot(dict(inputs))
+    several = isinstance(inputs, tuple) and not isinstance(inputs, nn.utils.rnn.PackedSequence)
+    return snapshot(inputs if several else (inputs,)), {}
 
 
 def capture(model: nn.Module, inputs: Any, trained: Named) -> Graph:
     """Capture the forward pass of `model` on `inputs`.
 
     The graph is that of `torch.export`, decomposed, with nothing left that writes in place or draws random numbers. Its
-    outputs and the gradient of a random sum of them are those of the model itself.
+    outputs and the gradient of a random sum of them are those of the model itself: `detach` and `torch.no_grad` hold.
+    A parameter that acts on no output is named in a warning, and has columns of zeros.
 
     Args:
         model: The model; a twin of it is run.
@@ -125,21 +136,41 @@ def capture(model: nn.Module, inputs: Any, trained: Named) -> Graph:
         trained: The trainable parameters by name.
 
     Raises:
-        ValueError: The model fails on these inputs, its control flow depends on data, it writes to its inputs or
-            buffers, draws random numbers, gives no tensor, reaches parameters past the module tree, or the graph does
-            not compute what the model does. Each names the operation and its place in the user's source where there is
-            one.
+        TypeError: An input is a NumPy array.
+        ValueError: The inputs are empty or not finite, the model fails on them, its control flow depends on data, it
+            writes to its inputs or buffers, draws random numbers, gives no tensor, reaches parameters past the module
+            tree, or the graph does not compute what the model does. Each names the operation and its place in the
+            user's source where there is one.
     """
+    check_plain(model)
+    check_inputs(inputs)
     arguments, keywords = arguments_of(inputs)
-    expected = _forward(twin(model), arguments, keywords)
-    program = _export(model, arguments, keywords)
-    _check_effects(program)
+    names = {id(value): name for name, value in model.named_parameters()}
+    forward = _forward(model, names, (arguments, keywords))
+    expected = _run(forward, trained)
+    check_outputs(expected.outputs, expected.reached, lambda: _run(forward, trained).reached, names)
+    program = exported(_giving_tensors(twin(model)), arguments, keywords)
+    check_effects(program)
+    graph = _assembled(program, model, (arguments, keywords), trained)
+
+    def run(values: Named) -> list[Tensor]:
+        given = graph.run(values, graph.outputs)
+        return [given[node] for node in graph.outputs]
+
+    found = _run(run, trained)
+    check_same((found.outputs, found.gradients), (expected.outputs, expected.gradients), lambda: forward(trained))
+    _check_used(graph, trained)
+    return graph
+
+
+def _assembled(program: Any, model: nn.Module, call: Any, trained: Named) -> Graph:
+    """The graph of an exported program, with the values of all that is not trained."""
     names = {id(value): name for name, value in model.named_parameters()}
     own = dict(model.named_parameters(remove_duplicate=False))
     constants: dict[fx.Node, Any] = {}
     parameters: dict[fx.Node, str] = {}
     given: list[fx.Node] = []
-    leaves = iter(pytree.tree_leaves((arguments, keywords)))
+    leaves = iter(pytree.tree_leaves(call))
     placeholders = [node for node in program.graph.nodes if node.op == "placeholder"]
     for node, spec in zip(placeholders, program.graph_signature.input_specs, strict=True):
         if spec.kind is InputKind.USER_INPUT:
@@ -155,165 +186,105 @@ def capture(model: nn.Module, inputs: Any, trained: Named) -> Graph:
     (last,) = (node for node in program.graph.nodes if node.op == "output")
     outputs = tuple(node for node in last.args[0] if isinstance(node, fx.Node))
     nodes = tuple(node for node in program.graph.nodes if node.op == "call_function")
-    graph = Graph(nodes, constants, parameters, tuple(given), outputs)
-    _check_same(graph, expected, model, trained, (arguments, keywords))
-    return graph
+    return Graph(nodes, constants, parameters, tuple(given), outputs)
 
 
-def _forward(module: nn.Module, arguments: tuple[Any, ...], keywords: dict[str, Any]) -> list[Tensor]:
-    """The tensors that the model itself gives."""
-    try:
-        outputs = module(*snapshot(arguments), **snapshot(keywords))
-    except Exception as error:
-        raise ValueError(
-            f"`model` fails on these inputs ({_described((arguments, keywords))}){_where(error)} with "
-            f"{type(error).__name__}: {error} {_integer_remedy((arguments, keywords))}".rstrip()
-        ) from error
-    tensors = [leaf for leaf in pytree.tree_leaves(outputs) if isinstance(leaf, Tensor)]
-    if not any(tensor.dtype.is_floating_point for tensor in tensors):
-        raise ValueError(
-            f"`model` must give a floating-point tensor, or nested tuples, lists or dicts with one; got "
-            f"{type(outputs).__name__}. Wrap it in a module whose forward pass returns its tensors."
-        )
-    return tensors
+def _forward(model: nn.Module, names: Mapping[int, str], call: Any) -> Callable[[Named], list[Tensor]]:
+    """The tensors that the model gives, as a function of its trainable parameters by name."""
+    module = _giving_tensors(twin(model))
+    local = {name: names[id(value)] for name, value in module.named_parameters(remove_duplicate=False)}
+    frozen = {name: p.detach().clone() for name, p in model.named_parameters() if not p.requires_grad}
+
+    def run(values: Named) -> list[Tensor]:
+        given = {**frozen, **values}
+        swapped = {name: given[own] for name, own in local.items()}
+        try:
+            return list(torch.func.functional_call(twin(module), swapped, *snapshot(call)))
+        except Exception as error:
+            raise failure(error, model, call) from error
+
+    return run
 
 
-def _export(model: nn.Module, arguments: tuple[Any, ...], keywords: dict[str, Any]) -> Any:
-    """The decomposed program."""
+def _giving_tensors(module: nn.Module) -> nn.Module:
+    """The module, which is a twin, with the tensors of its outputs as what it gives: by a last hook."""
+    module.register_forward_hook(lambda _module, _arguments, outputs: tuple(_tensors_of(outputs)))
+    return module
+
+
+def _tensors_of(value: Any) -> Iterator[Tensor]:
+    """The tensors in nested tuples, lists, mappings and dataclasses."""
+    for leaf in pytree.tree_leaves(value):
+        if isinstance(leaf, Tensor):
+            yield leaf
+        elif dataclasses.is_dataclass(leaf) and not isinstance(leaf, type):
+            yield from _tensors_of([getattr(leaf, field.name) for field in dataclasses.fields(leaf)])
+        elif isinstance(leaf, Mapping):
+            yield from _tensors_of(list(leaf.values()))
+
+
+@final
+@dataclasses.dataclass(frozen=True, eq=False)
+class _Run:
+    """What a function of the parameters gives.
+
+    Args:
+        outputs: Its tensors.
+        gradients: Of a random sum of them, by parameter.
+        reached: Other leaves that they depend on, by identity.
+    """
+
+    outputs: list[Tensor]
+    gradients: dict[str, Tensor]
+    reached: dict[int, Tensor]
+
+
+def _run(function: Callable[[Named], list[Tensor]], values: Named) -> _Run:
+    with recording():
+        leaves = {name: value.detach().requires_grad_() for name, value in values.items()}
+        own = {id(leaf) for leaf in leaves.values()}
+        outputs = function(leaves)
+        reached = {key: leaf for key, leaf in leaves_of(outputs).items() if key not in own}
+        moving = [(number, output) for number, output in enumerate(outputs) if output.requires_grad]
+        gradients: Sequence[Tensor] = [torch.zeros_like(value) for value in values.values()]
+        if moving:
+            weights = [_random_like(output, number) for number, output in moving]
+            gradients = _gradients([output for _, output in moving], list(leaves.values()), weights)
+    return _Run(outputs, dict(zip(values, gradients, strict=True)), reached)
+
+
+def _gradients(outputs: Sequence[Tensor], leaves: Sequence[Tensor], weights: Sequence[Tensor]) -> Sequence[Tensor]:
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # of torch.export about itself
-            exported = torch.export.export(twin(model), arguments, keywords, strict=False)
-            return exported.run_decompositions()
+            warnings.simplefilter("ignore")  # of backward hooks, that nothing before them needs a gradient
+            return torch.autograd.grad(outputs, leaves, weights, materialize_grads=True)
     except Exception as error:
-        dependent = any(word in f"{type(error).__name__} {error}" for word in ("data-dependent", "DataDependent"))
-        reason = (
-            "its control flow or a shape depends on the values of tensors"
-            if dependent
-            else f"torch.export says: {type(error).__name__}: {_first_line(error)}"
-        )
-        remedy = "Use torch.where, or give the branch as an argument." if dependent else "Rewrite this operation."
-        raise ValueError(f"`model` cannot be captured as a graph: {reason}{_where(error)}. {remedy}") from error
+        raise gradient_error(error) from error
 
 
-def _check_effects(program: Any) -> None:
-    """Refuse what writes or is random."""
-    signature = program.graph_signature
-    if signature.user_inputs_to_mutate:
-        names = sorted(set(signature.user_inputs_to_mutate.values()))
-        raise ValueError(
-            f"`model` writes into its inputs in place ({', '.join(names)}). Use the forms that give new tensors."
-        )
-    if signature.buffers_to_mutate:
-        names = sorted(set(signature.buffers_to_mutate.values()))
-        raise ValueError(
-            f"`model` writes into its buffers ({', '.join(names)}) as it runs. Call model.eval(), or make it pure."
-        )
-    for node in program.graph.nodes:
-        tags = getattr(node.target, "tags", ())
-        if torch.Tag.nondeterministic_seeded in tags:
-            raise ValueError(
-                f"`model` draws random numbers ({node.target}) {place_of(node)}, so states are random. "
-                f"Call model.eval() first, or remove the noise."
-            )
+def _random_like(output: Tensor, seed: int) -> Tensor:
+    generator = torch.Generator().manual_seed(seed)
+    return torch.randn(output.shape, dtype=output.dtype, generator=generator).to(output.device)
 
 
 def _stored(program: Any, spec: InputSpec) -> Any:
-    """The value of a buffer, a frozen parameter or a constant; a parameter among the constants was not registered."""
-    if spec.kind is InputKind.CONSTANT_TENSOR or str(spec.target) in program.constants:
-        value = program.constants[str(spec.target)]
-        if isinstance(value, Tensor) and value.requires_grad:
-            raise ValueError(
-                f"`model` reaches a trainable parameter past its registered submodules (one of shape "
-                f"{tuple(value.shape)}), so its part of K would be missing. Keep submodules in nn.ModuleList or "
-                "nn.ModuleDict, or freeze it with requires_grad_(False)."
-            )
-    else:
-        value = program.state_dict[str(spec.target)]
+    """The value of a buffer, a frozen parameter or a constant."""
+    held = program.constants if spec.kind is InputKind.CONSTANT_TENSOR else program.state_dict
+    value = held[str(spec.target)] if str(spec.target) in held else program.constants[str(spec.target)]
     return value.detach().clone() if isinstance(value, Tensor) else value
 
 
-def _check_same(graph: Graph, expected: list[Tensor], model: nn.Module, trained: Named, call: tuple[Any, Any]) -> None:
-    """Refuse a graph whose outputs, or a gradient, are not the model's."""
-    found = graph.run(trained, graph.outputs)
-    outputs = [found[node] for node in graph.outputs if isinstance(found[node], Tensor)]
-    same = len(outputs) == len(expected) and all(_close(o, e) for o, e in zip(outputs, expected, strict=True))
-    if not same:
-        raise ValueError(
-            "`model` gives other outputs than its captured graph: it is random, or depends on something that changes "
-            "between calls. Remove that from its forward pass."
+def _check_used(graph: Graph, trained: Named) -> None:
+    """Name the parameters that act on no output."""
+    needed = set(graph.outputs)
+    for node in reversed(graph.nodes):
+        if node in needed:
+            needed.update(node.all_input_nodes)
+    used = {name for node, name in graph.parameters.items() if node in needed}
+    idle = [name for name in trained if name not in used]
+    if idle:
+        warnings.warn(
+            f"The parameters {', '.join(idle)} of `model` act on none of its outputs, so their columns of J are zero. "
+            "Freeze them with requires_grad_(False) to leave them out.",
+            stacklevel=5,  # the caller of kpflow.linearise
         )
-    ours = _gradient(trained, lambda values: list(graph.run(values, graph.outputs).values()))
-    arguments, keywords = call
-    module, names = twin(model), {id(value): name for name, value in model.named_parameters()}
-    local = {name: names[id(value)] for name, value in module.named_parameters(remove_duplicate=False)}
-
-    def functional(values: Named) -> list[Tensor]:
-        swapped = {name: values[own] for name, own in local.items() if own in values}
-        outputs = torch.func.functional_call(module, swapped, snapshot(arguments), snapshot(keywords))
-        return [leaf for leaf in pytree.tree_leaves(outputs) if isinstance(leaf, Tensor)]
-
-    theirs = _gradient(trained, functional)
-    worst = [name for name in trained if not _close(ours[name], theirs[name])]
-    if worst:
-        raise ValueError(
-            f"The gradient of `model` with respect to {', '.join(worst[:3])} is not that of its captured graph. It may "
-            "have a custom backward pass, which a graph does not know."
-        )
-
-
-def _gradient(values: Named, function: Callable[[Named], list[Tensor]]) -> dict[str, Tensor]:
-    """Of a random sum of the outputs."""
-    with recording():
-        leaves = {name: value.detach().clone().requires_grad_() for name, value in values.items()}
-        outputs = [output for output in function(leaves) if output.requires_grad]
-        if not outputs:
-            return {name: torch.zeros_like(value) for name, value in values.items()}
-        generator = torch.Generator().manual_seed(0)
-        weights = [torch.randn(o.shape, dtype=o.dtype, generator=generator).to(o.device) for o in outputs]
-        found = torch.autograd.grad(outputs, list(leaves.values()), weights, materialize_grads=True)
-    return dict(zip(values, found, strict=True))
-
-
-def _close(one: Any, other: Any) -> bool:
-    """Equal to about the square root of rounding: fused kernels and their decompositions round differently."""
-    if not isinstance(one, Tensor) or one.shape != other.shape or one.dtype != other.dtype:
-        return False
-    if not (one.dtype.is_floating_point or one.dtype.is_complex) or is_same(one, other):
-        return True
-    return bool((one - other).abs().max() <= torch.finfo(one.dtype).eps ** 0.5 * other.abs().max())
-
-
-def place_of(node: fx.Node) -> str:
-    """Where in the user's source a node comes from, as "at file:line (code)"."""
-    lines = (node.meta.get("stack_trace") or "").strip().splitlines()
-    for index in range(len(lines) - 1, -1, -1):
-        if lines[index].lstrip().startswith("File ") and not any(word in lines[index] for word in LIBRARY):
-            _, path, rest = lines[index].split('"', 2)
-            code = lines[index + 1].strip() if index + 1 < len(lines) else ""
-            return f"at {path}:{rest.split(',')[1].removeprefix(' line ')} ({code})"
-    scope = [path for path, _ in node.meta.get("nn_module_stack", {}).values()]
-    return f"in module `{scope[-1]}`" if scope and scope[-1] else "in its forward pass"
-
-
-def _where(error: BaseException) -> str:
-    """Where in the user's source an error was raised."""
-    frames = [f for f in traceback.extract_tb(error.__traceback__) if not any(word in f.filename for word in LIBRARY)]
-    frames = [f for f in frames if "/_pytest/" not in f.filename]
-    return f" at {frames[-1].filename}:{frames[-1].lineno} ({frames[-1].line})" if frames else ""
-
-
-def _first_line(error: BaseException) -> str:
-    return str(error).strip().splitlines()[0] if str(error).strip() else ""
-
-
-def _described(call: Any) -> str:
-    tensors = [leaf for leaf in pytree.tree_leaves(call) if isinstance(leaf, Tensor)]
-    return ", ".join(f"{tensor.dtype} of shape {tuple(tensor.shape)}" for tensor in tensors) or "no tensor"
-
-
-def _integer_remedy(call: Any) -> str:
-    tensors = [leaf for leaf in pytree.tree_leaves(call) if isinstance(leaf, Tensor)]
-    if tensors and not any(tensor.dtype.is_floating_point for tensor in tensors):
-        return "The inputs are whole numbers: a model without an embedding needs floating-point ones."
-    return ""

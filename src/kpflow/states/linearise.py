@@ -1,6 +1,6 @@
 """linearise: from a model and its inputs to a linearised state equation."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -11,6 +11,7 @@ from kpflow._checks import check_finite, check_one_of, check_positive, check_ten
 from .adapters import Adapter, Call, adapter_for
 from .base import Linearisation
 from .graph import linearise_graph
+from .keeping import kept
 from .prepare import (
     INITIAL,
     check_deterministic,
@@ -102,38 +103,79 @@ def linearise(
     check_positive("memory", memory, integer=True)
     if isinstance(model, nn.Module):
         check_deterministic(model)
-    chosen = _route(model, route, core, initial, states)
-    with torch.inference_mode(False), torch.no_grad(), torch.random.fork_rng():
+    wanted = _wanted(states)
+    beyond = {"core": core, "initial": initial, "lengths": lengths, "parameters": parameters}
+    chosen = _route(model, route, [name for name, value in beyond.items() if value is not None], wanted)
+    with torch.inference_mode(False), torch.no_grad(), kept(model):
         if chosen == "graph":
-            return linearise_graph(model, inputs, states, memory)
-        adapter = adapter_for(model)
-        if core is not None:
+            lin = linearise_graph(model, inputs, wanted, memory)
+        elif core is not None:
             lin = _linearise_around(model, core, inputs, initial, lengths, memory)
-        elif adapter is not None and isinstance(model, nn.Module):
+        elif isinstance(model, nn.Module) and (adapter := adapter_for(model)) is not None:
             lin = _linearise_core(model, adapter, inputs, initial, lengths, memory)
         else:
             lin = _linearise_step(model, inputs, initial, lengths, parameters, memory)
-    check_finite("states", lin.states, lin.space.axes, "The trajectory diverges; look at the weights and inputs.")
+    _check_states(lin)
     return lin
 
 
-def _route(model: Any, route: Any, core: str | None, initial: Any, states: Any) -> str:
-    """The route that is taken; `auto` takes the recurrent one where it knows the recurrence."""
+def _wanted(states: Any) -> tuple[str, ...] | None:
+    """The names of the states that are asked for; one name may stand by itself."""
+    if states is None:
+        return None
+    several = isinstance(states, Iterable) and not isinstance(states, str)
+    names: tuple[Any, ...] = tuple(states) if several else (states,)
+    if not all(isinstance(name, str) for name in names):
+        raise TypeError(
+            f"`states` must be a list of names of modules, weight sites or operations, with wildcards; got {states!r}."
+        )
+    if not names:
+        raise ValueError("`states` must hold at least one name; got none. Leave it out to take every weight site.")
+    return names
+
+
+def _route(model: Any, route: Any, recurrent: Sequence[str], states: Any) -> str:
+    """The route that is taken; `auto` takes the recurrent one where it knows the recurrence.
+
+    Args:
+        model: The model.
+        route: What the user asks for.
+        recurrent: The arguments of the recurrent route that are given.
+        states: The states that are asked for.
+    """
     check_one_of("route", route, ROUTES)
-    recurrent = core is not None or initial is not None
-    if route == "graph" or (states is not None and route == "auto"):
-        if recurrent or not isinstance(model, nn.Module):
-            raise ValueError(
-                "The graph route takes a torch.nn.Module as it is, without `core` and `initial`; an initial state goes "
-                "into `inputs`, as a tuple of arguments."
-            )
-        return "graph"
-    if states is not None:
-        raise ValueError("`states` goes with the graph route; on the recurrent route they are those of the recurrence.")
-    if route == "recurrent" or recurrent or not isinstance(model, nn.Module):
-        return "recurrent"
+    if isinstance(model, nn.Module) and "parameters" in recurrent:
+        raise ValueError("`parameters` goes with a step that is a function; a module has its own.")
     beyond = isinstance(model, nn.RNNBase) and (model.bidirectional or model.proj_size > 0)
-    return "graph" if beyond or adapter_for(model) is None else "recurrent"
+    known = isinstance(model, nn.Module) and not beyond and adapter_for(model) is not None
+    if states is not None and (route == "recurrent" or recurrent):
+        raise ValueError("`states` goes with the graph route; on the recurrent route they are those of the recurrence.")
+    steps = {"core", "initial"}.intersection(recurrent) or not isinstance(model, nn.Module)
+    if route == "recurrent" or (route == "auto" and states is None and (steps or known)):
+        return "recurrent"
+    if not isinstance(model, nn.Module):
+        raise ValueError(
+            f"The graph route takes a torch.nn.Module; got {type(model).__name__}. Make the function the forward pass "
+            "of one."
+        )
+    if recurrent:
+        raise ValueError(
+            f"`{recurrent[0]}` goes with the recurrent route, which does not apply here. The graph route takes all "
+            "that the model takes as `inputs`, a tuple of arguments: an initial state too, or a mask for padded trials."
+        )
+    return "graph"
+
+
+def _check_states(lin: Linearisation) -> None:
+    """Refuse states that are not finite, and name the first of them."""
+    remedy = "The trajectory diverges; look at the weights and inputs."
+    if lin.space.flat is None:
+        check_finite("states", lin.states, lin.space.axes, remedy)
+        return
+    for name, value in lin.space.split(lin.states).items():
+        check_finite(f"states[{name!r}]", value, remedy=remedy)
+    if lin.readout is not None:
+        check_finite("outputs", lin.readout.outputs, remedy=remedy)
 
 
 def _linearise_core(

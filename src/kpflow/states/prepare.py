@@ -55,7 +55,14 @@ def trainable(parameters: Iterable[tuple[str, Tensor]]) -> dict[str, Tensor]:
     for name, value in parameters:
         if not isinstance(value, Tensor) or not value.dtype.is_floating_point:
             got = value.dtype if isinstance(value, Tensor) else type(value).__name__
-            raise TypeError(f"The parameter `{name}` must be a real floating-point tensor; got {got}.")
+            raise TypeError(
+                f"The parameter `{name}` must be a real floating-point tensor; got {got}. Keep the two parts of "
+                "complex numbers as real parameters, and join them with torch.complex in the forward pass."
+            )
+        if nn.parameter.is_lazy(value) or value.is_meta:
+            raise ValueError(
+                f"The parameter `{name}` has no values yet. Load or initialise it; call a lazy module once."
+            )
         check_finite(name, value.detach(), remedy="The model may have diverged; load an earlier checkpoint.")
         if value.requires_grad:
             trained[name] = value.detach().clone()  # a snapshot: training goes on in place

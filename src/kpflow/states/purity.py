@@ -9,7 +9,7 @@ from torch import Tensor
 from .derivatives import is_same
 from .tapes import recording
 
-__all__ = ["check_pure"]
+__all__ = ["check_pure", "leaves_of"]
 
 
 def check_pure(run: Callable[[], Sequence[Tensor]], names: Mapping[int, str], noise: str, leak: str) -> None:
@@ -31,7 +31,7 @@ def check_pure(run: Callable[[], Sequence[Tensor]], names: Mapping[int, str], no
         one, other = run(), run()
     if len(one) != len(other) or not all(is_same(a, b) for a, b in zip(one, other, strict=True)):
         raise ValueError(noise)
-    leaves, again = _leaves(one), _leaves(other)  # a leaf made by the forward pass itself is another one each time
+    leaves, again = leaves_of(one), leaves_of(other)  # a leaf made by the forward pass itself is another one each time
     reached = [
         names.get(key, f"one of shape {tuple(leaf.shape)}") for key, leaf in leaves.items() if leaf is again.get(key)
     ]
@@ -39,7 +39,7 @@ def check_pure(run: Callable[[], Sequence[Tensor]], names: Mapping[int, str], no
         raise ValueError(leak.format(", ".join(sorted(reached))))
 
 
-def _leaves(results: Sequence[Tensor]) -> dict[int, Tensor]:
+def leaves_of(results: Sequence[Tensor]) -> dict[int, Tensor]:
     """The leaves of the graphs of the results, by their identity."""
     stack: list[Any] = [torch.autograd.graph.get_gradient_edge(r).node for r in results if r.requires_grad]
     seen, leaves = set(stack), {}

@@ -234,7 +234,9 @@ def named_nodes(graph: Graph, sites: Sites, wanted: Sequence[str]) -> dict[str, 
                 f"`states` must name modules, weight sites or operations of the graph; nothing is called {pattern!r}. "
                 f"Modules: {_listed(known[0])}; sites: {_listed(known[1])}."
             )
-        chosen |= {name: node for name, node in found.items() if node not in chosen.values()}
+        for name, node in found.items():
+            if node not in chosen.values():
+                chosen[name] = node
     return chosen
 
 
@@ -257,12 +259,13 @@ def _module_outputs(graph: Graph) -> dict[str, fx.Node]:
     names: dict[str, fx.Node] = {}
     calls: Counter[str] = Counter()
     for path, members in inside.values():
+        if not path:  # the model itself
+            continue
         own = set(members)
         leaving = [n for n in members if isinstance(n.meta.get("val"), Tensor) and not own.issuperset(n.users)]
         call = f"@{calls[path]}" if calls[path] else ""
         names |= {f"{path}{f'.{i}' if i else ''}{call}": node for i, node in enumerate(leaving)}
         calls[path] += 1
-    names.pop("", None)
     return names
 
 
