@@ -10,6 +10,7 @@ from torch import Tensor, fx, nn
 from torch.export.graph_signature import InputKind, InputSpec
 from torch.utils import _pytree as pytree
 
+from .branches import Branches
 from .exporting import exported
 from .purity import leaves_of
 from .refusals import (
@@ -123,7 +124,7 @@ def arguments_of(inputs: Any) -> tuple[tuple[Any, ...], dict[str, Any]]:
     return snapshot(inputs if several else (inputs,)), {}
 
 
-def capture(model: nn.Module, inputs: Any, trained: Named) -> Graph:
+def capture(model: nn.Module, inputs: Any, trained: Named, branches: Branches | None = None) -> Graph:
     """Capture the forward pass of `model` on `inputs`.
 
     The graph is that of `torch.export`, decomposed, with nothing left that writes in place or draws random numbers. Its
@@ -134,6 +135,7 @@ def capture(model: nn.Module, inputs: Any, trained: Named) -> Graph:
         model: The model; a twin of it is run.
         inputs: A tensor, a tuple of arguments, or a mapping of named arguments.
         trained: The trainable parameters by name.
+        branches: Where control flow that depends on values is recorded, to be followed; refused by default.
 
     Raises:
         TypeError: An input is a NumPy array.
@@ -147,9 +149,12 @@ def capture(model: nn.Module, inputs: Any, trained: Named) -> Graph:
     arguments, keywords = arguments_of(inputs)
     names = {id(value): name for name, value in model.named_parameters()}
     forward = _forward(model, names, (arguments, keywords))
-    expected = _run(forward, trained)
+    branches = branches or Branches("refuse")
+    with branches.recorded():
+        expected = _run(forward, trained)
     check_outputs(expected.outputs, expected.reached, lambda: _run(forward, trained).reached, names)
-    program = exported(_giving_tensors(twin(model)), arguments, keywords)
+    with branches.followed():
+        program = exported(_giving_tensors(twin(model)), arguments, keywords)
     check_effects(program)
     graph = _assembled(program, model, (arguments, keywords), trained)
 

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from typing import Any
 
 import torch
-from torch import fx, nn
+from torch import Tensor, fx, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from .refusals import export_error
@@ -37,11 +37,16 @@ def exported(module: nn.Module, arguments: tuple[Any, ...], keywords: dict[str, 
         with _silence(), recording(), sdpa_kernel(SDPBackend.MATH):  # whose layouts are those of what it decomposes to
             program = torch.export.export(module, arguments, keywords, strict=False)
             _mark(program.graph)
-            program = program.run_decompositions()
+            program = program.run_decompositions({**torch.export.default_decompositions(), aten.copy.default: _copied})
     except Exception as error:
         raise export_error(error) from error
     _stop(program.graph)
     return program
+
+
+def _copied(target: Tensor, value: Tensor, non_blocking: bool = False) -> Tensor:  # noqa: ARG001 - as torch calls it
+    """What writing into a part of a tensor becomes, `target[i] = value`; torch has no derivative of that form."""
+    return value.to(target.dtype).expand(target.shape).clone()
 
 
 def _mark(graph: fx.Graph) -> None:

@@ -15,6 +15,7 @@ from torch import Tensor, fx
 from kpflow.spaces import Part, Space
 
 from .base import Linearisation, LinearSite, Site, Trials
+from .branches import Branches
 from .capture import Graph, capture
 from .cuts import Cut, GraphReadout, Tapped
 from .derivatives import linear
@@ -239,11 +240,13 @@ class GraphLinearisation(Linearisation):
         return self.parameters.size * self.states.element_size()
 
 
-def linearise_graph(model: Any, inputs: Any, states: Any, memory: int) -> GraphLinearisation:
+def linearise_graph(
+    model: Any, inputs: Any, states: Any, memory: int, branches: Branches | None = None
+) -> GraphLinearisation:
     """Capture a module and linearise it."""
     trained = trainable(model.named_parameters())
     space = parameter_space(trained)
-    graph = capture(model, inputs, trained)
+    graph = capture(model, inputs, trained, branches)
     sites = find_sites(graph, trained)
     nodes = sites.nodes if states is None else named_nodes(graph, sites, states)
     if not nodes:

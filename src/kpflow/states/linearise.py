@@ -10,6 +10,8 @@ from kpflow._checks import check_finite, check_one_of, check_positive, check_ten
 
 from .adapters import Adapter, Call, adapter_for
 from .base import Linearisation
+from .branches import Branches
+from .equilibrium import linearise_equilibrium
 from .graph import linearise_graph
 from .keeping import kept
 from .prepare import (
@@ -50,11 +52,16 @@ def linearise(
     parameters: Mapping[str, Tensor] | None = None,
     states: Any = None,
     route: Any = "auto",
+    branches: Any = "refuse",
+    equilibrium: Any = None,
+    tolerance: Any = None,
     memory: Any = MEMORY,
 ) -> Linearisation:
     """Record the states of a model on `inputs` and linearise the equation S = F(S, x, θ) that they solve.
 
-    With L = ∂F/∂S and J = ∂F/∂θ at the recorded states, dS = P J dθ with P = (I − L)⁻¹. Models:
+    With L = ∂F/∂S and J = ∂F/∂θ at the recorded states, dS = P J dθ with P = (I − L)⁻¹. There are two routes.
+
+    The recurrent route has scans over time, and states `[B, T, H]`. It is taken for
 
     - `torch.nn.RNN`, `GRU`, `LSTM` and their cells, `kpflow.states.cells.RateRNN` and `LowRankRNN`: analytic;
     - a module that contains one of these (`core="name"`), with whatever is around it: the read-out and an encoder are
@@ -62,33 +69,63 @@ def linearise(
     - any step `step(h, x)` that maps states `[B, H]` and inputs `[B, I]` to states `[B, H]`, given with `initial`: a
       module, or a function, `step(h, x, parameters)` if it comes with `parameters`.
 
-    The model is not changed: weights, gradients and their flags, mode, hooks and random state stay as they are. Frozen
-    parameters (`requires_grad=False`) do not count.
+    The graph route takes any other module: multilayer perceptrons, convolutional networks, transformers, bidirectional
+    networks. It captures the forward pass with `torch.export`, as elementary operations; its states are one flat axis
+    with a part for every state, by default for every weight site (an operation that consumes a parameter, with the
+    biases that follow), named after the module that holds the weight, `name@1` where it acts a second time. Its
+    read-out is the first floating-point tensor of the outputs, in nested tuples, lists, dicts or dataclasses.
+    `detach` and `torch.no_grad` in the forward pass hold. A model around a recurrent network goes this way too, an
+    operation a step of time: with `core` it is faster.
+
+    The model is not changed: weights, gradients and their flags, mode, buffers, hooks and random state stay as they
+    are; what hooks keep in lists, dicts and variables of theirs is put back. Frozen parameters (`requires_grad=False`)
+    do not count. Parameters that act on no output of a graph are named in a warning, and have columns of zeros in J.
 
     Args:
         model: The model, a `torch.nn.Module` or a callable.
-        inputs: Shape `[B, T, I]`, or what the model takes: `[T, B, I]` for a module with `batch_first=False`.
-        core: Name of the recurrent submodule of `model`; None if the model itself is recurrent.
+        inputs: Shape `[B, T, I]` on the recurrent route, `[T, B, I]` for a module with `batch_first=False`. Otherwise
+            what the model takes: a tensor, a tuple of arguments, or a mapping of named arguments (a model that takes a
+            dict gets it in a tuple of one). −inf is allowed on the graph route, as in masks.
+        core: Name of the recurrent submodule of `model`; None if the model itself is recurrent, or for the graph route.
         initial: Initial state, in the module's own layout or as `[B, H]` in the layout of the states (layers side by
             side, an LSTM's as h‖c); zero by default. If it requires a gradient, it is a parameter named "initial".
         lengths: Number of steps of each trial, shape `[B]`, for padded batches; states after the end are zero.
         parameters: Parameters of a step that is a function.
-        states: What the states are on the graph route: names of modules (their outputs), of weight sites or of
-            operations, with wildcards; None for every weight site.
-        route: "auto", "recurrent" or "graph".
+        states: What the states are on the graph route, which it chooses: a name, or several, of modules (their outputs;
+            all calls under "name", the second alone under "name@1", a second result under "name.1"), of weight sites
+            or of operations of the graph, with wildcards as in file names; None for every weight site.
+        route: "auto", "recurrent" or "graph". A recurrent module that is known may take the graph route too, with an
+            operation a step of time: the same kernels of its outputs, slower.
+        branches: On the graph route, "refuse" control flow that depends on values of tensors, or take the branches that
+            are "recorded" at these inputs: a Neural ODE goes the steps that its solver took.
+        equilibrium: z of a deep equilibrium model z = f(z, x), shape `[B, *]`, with ‖f(z, x) − z‖ ≤ √ε ‖z‖ for every
+            trial. Then `model` is f(z, x), or a function f(z, x, parameters), and `inputs` is x.
+        tolerance: Relative residual of the linear solves at an equilibrium, ε^(3/4) by default: 2e-12 in float64.
+        branches: On the graph route, "refuse" a forward pass whose control flow depends on values, or linearise the
+            branches that are "recorded" at these inputs: loops of an ODE solver, say, with the steps that it took.
+        equilibrium: z of a deep equilibrium model z = f(z, x), shape `[B, *]`, where `model` is f(z, x), or
+            f(z, x, parameters) as a function with `parameters`, and `inputs` is x.
+        tolerance: Relative residual of the linear solves at an equilibrium; ε^(3/4) by default.
         memory: Bytes that the Jacobians, and what a product needs beside its block and its result, may take: blocks of
             probes are done in pieces that fit, and the Jacobians of gated cells formed only if they do. `peak_bytes`
             of the result predicts what a product takes in all.
 
     Returns:
-        The linearisation; its `states` are `[B, T, H]`.
+        The linearisation; its `states` are `[B, T, H]` on the recurrent route and flat on the graph route, where
+        `lin.space.split(lin.states)` gives them by name.
 
     Raises:
-        TypeError: `inputs` is no floating-point tensor, or `model` cannot be called.
-        ValueError: Wrong shapes, dtypes or devices, NaN or inf (named where), an empty batch, no trainable parameter,
-            dropout in training mode or other noise, parameters that the forward pass reaches past its registered
-            submodules, a nonlinearity that mixes units, a bidirectional module, or a model of which no recurrence is
-            known.
+        TypeError: `inputs` is no tensor where one is needed, or is of another dtype than the recurrence; a parameter is
+            complex or holds whole numbers; `states` are no names; or `model` cannot be called.
+        ValueError: Wrong shapes, dtypes or devices, NaN or inf (named where) in inputs, parameters, states or outputs,
+            an empty batch, no trainable parameter, parameters without values, dropout or batch norm in training mode or
+            other noise, parameters that the forward pass reaches past its registered submodules, a wrapper of a model
+            (compiled, scripted, parallel), too little `memory`, arguments that belong to the other route. On the
+            recurrent route: a nonlinearity that mixes units, a bidirectional module, or a model of which no recurrence
+            is known. On the graph route, with the operation and its place in the source: a model that fails on these
+            inputs, control flow that depends on values of tensors, writes to inputs, buffers or parameters, a backward
+            pass of its own that differs from the derivative, no floating-point output, no output with a gradient;
+            `states` that are not there.
 
     Example:
         >>> model = torch.nn.GRU(3, 8, batch_first=True)
@@ -97,6 +134,19 @@ def linearise(
         Space(trial 2 × time 5 × unit 8, float32)
         >>> lin.parameters
         Space(parameter 312 in 4 parts, float32)
+
+        A perceptron goes through its graph, with the pre-activations of its layers as states:
+
+        >>> mlp = torch.nn.Sequential(torch.nn.Linear(3, 5), torch.nn.Tanh(), torch.nn.Linear(5, 2))
+        >>> lin = linearise(mlp, torch.ones(4, 3))
+        >>> {part.name: part.shape for part in lin.space.parts}
+        {'0': (4, 5), '2': (4, 2)}
+
+        Other states by name, here what the nonlinearity gives:
+
+        >>> lin = linearise(mlp, torch.ones(4, 3), states=["1"])
+        >>> lin.space, lin.readout.outputs.shape
+        (Space(state 20 in 1 part, float32), torch.Size([4, 2]))
     """
     if not callable(model):
         raise TypeError(f"`model` must be a torch.nn.Module or a function step(h, x); got {type(model).__name__}.")
@@ -105,10 +155,20 @@ def linearise(
         check_deterministic(model)
     wanted = _wanted(states)
     beyond = {"core": core, "initial": initial, "lengths": lengths, "parameters": parameters}
-    chosen = _route(model, route, [name for name, value in beyond.items() if value is not None], wanted)
+    given = [name for name, value in (beyond | {"states": states}).items() if value is not None]
+    if equilibrium is not None:
+        _check_alone(given)
+        chosen = "equilibrium"
+    else:
+        if tolerance is not None:
+            raise ValueError("`tolerance` goes with `equilibrium`; nothing else is solved for here.")
+        chosen = _route(model, route, [name for name in given if name in beyond], wanted)
+    followed = Branches(branches)
     with torch.inference_mode(False), torch.no_grad(), kept(model):
-        if chosen == "graph":
-            lin = linearise_graph(model, inputs, wanted, memory)
+        if chosen == "equilibrium":
+            lin = linearise_equilibrium(model, inputs, equilibrium, parameters, tolerance, memory)
+        elif chosen == "graph":
+            lin = linearise_graph(model, inputs, wanted, memory, followed)
         elif core is not None:
             lin = _linearise_around(model, core, inputs, initial, lengths, memory)
         elif isinstance(model, nn.Module) and (adapter := adapter_for(model)) is not None:
@@ -132,6 +192,15 @@ def _wanted(states: Any) -> tuple[str, ...] | None:
     if not names:
         raise ValueError("`states` must hold at least one name; got none. Leave it out to take every weight site.")
     return names
+
+
+def _check_alone(given: Sequence[str]) -> None:
+    """Refuse what has no meaning at an equilibrium."""
+    others = [name for name in given if name != "parameters"]
+    if others:
+        raise ValueError(
+            f"`{others[0]}` does not go with `equilibrium`: `model` is one function f(z, x), whose state is z."
+        )
 
 
 def _route(model: Any, route: Any, recurrent: Sequence[str], states: Any) -> str:

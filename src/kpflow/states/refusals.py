@@ -172,7 +172,7 @@ def export_error(error: Exception) -> ValueError:
     """The model runs, and cannot be captured."""
     if any(word in f"{type(error).__name__} {error}" for word in ("data-dependent", "DataDependent")):
         reason = "its control flow or a shape depends on the values of tensors"
-        remedy = "Use torch.where, or give what decides as a Python number among the inputs."
+        remedy = "Use torch.where, give what decides as a Python number among the inputs, or set branches='recorded'."
     elif "fake tensor in the exported program" in str(error):
         reason = "it writes to the .data of a tensor, or differentiates (torch.autograd.grad) as it runs"
         remedy = "Compute changed weights as new tensors, and write derivatives out."
