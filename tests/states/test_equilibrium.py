@@ -309,3 +309,24 @@ def test_bad_models():
     hidden = torch.ones(5, dtype=torch.float64, requires_grad=True)
     with pytest.raises(ValueError, match=r"uses trainable parameters that it is not handed \(one of shape \(5,\)\)"):
         kp.linearise(lambda z, x, p: p["w"] * z * hidden, x, equilibrium=z, parameters=w)
+
+
+def test_estimates_and_kernels_take_it():
+    module, x, z = case("independent")
+    lin = kp.linearise(module, x, equilibrium=z)
+    inverse, J = dense(module, x, z)
+    moved = torch.linalg.solve(inverse, J)
+    ntk, kernel = kp.Ntk(lin), kp.ParameterKernel(lin)
+    exact = float(moved.square().sum())
+    assert abs(kp.estimate.trace(ntk, rtol=0.05).value / exact - 1) < 0.3
+    assert abs(float(kp.estimate.trace(kernel, method="exact").value) / float(J.square().sum()) - 1) < 1e-10
+    gram = moved @ moved.mT
+    rank = exact**2 / float(gram.square().sum())
+    assert abs(float(kp.estimate.effective_rank(ntk, method="exact").value) / rank - 1) < 1e-10
+    with pytest.raises(ValueError, match="no known weight sites"):
+        kp.flow.cores(lin)
+    readout = kp.operators.Dense(randn(8, z.numel(), seed=5), (lin.space, kp.Space.of((8,))))
+    R = readout.matrix
+    torch.testing.assert_close(to_dense(kp.Ntk(lin, readout=readout)), R @ gram @ R.mT, **CLOSE)
+    with pytest.raises(ValueError, match=r'`readout` "outputs" needs a model with outputs'):
+        kp.Ntk(lin, readout="outputs")
