@@ -186,6 +186,12 @@ def classified(m, x):
     return m.last(torch.tanh(h).mean(1))
 
 
+def read_between(m, x):
+    """A product of weights that is read before its bias is added, and after."""
+    h = x @ m.w
+    return torch.tanh(h + m.b) * h
+
+
 def modulated(m, x):
     return torch.bmm(m.weights(x).unflatten(-1, (3, 2)).mT, x[..., None]).squeeze(-1).tanh()
 
@@ -219,6 +225,7 @@ WEIGHTS: Table = {
         lambda m, x: torch.tanh(x / m.g) + m.g / (2 + x.square()) + x.exp() ** m.p, loose=("g", "p"), g=(3,), p=(3,)
     ),
     "one-weight-three-ways": lambda: of_weights(lambda m, x: torch.tanh(x @ m.w + m.w[0] + m.w.sum()), w=(3, 2)),
+    "read-between": lambda: of_weights(read_between, w=(3, 2), b=(2,)),
     "class-token": lambda: of_weights(
         classified, (2, 4, 3), ("token",), token=(1, 1, 3), positions=(1, 5, 3), last=nn.Linear(3, 2)
     ),
