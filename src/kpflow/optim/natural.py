@@ -1,0 +1,223 @@
+"""NaturalGradient: gradient descent with the leading curvature levelled, or inverted, through a low-rank factor."""
+
+import math
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any, final
+
+import torch
+from torch import Tensor, nn
+
+from kpflow._checks import check_generator, check_one_of, check_positive, check_range
+
+from .curvature import Curvature, Leading, joined, split
+
+__all__ = ["NaturalGradient"]
+
+FORMS = ("flat", "damped")
+EXTRA = 2
+"""Vectors of the subspace beyond the rank: the first of them gives the level of what is left."""
+FIRST = 3
+"""Products with the subspace when it is found for the first time; later ones start from the last and take one."""
+GROW, SHRINK = 2.0, 0.5
+"""Factors of the damping after a step that gained less than a quarter, or more than three quarters, of what the
+quadratic model predicts (Levenberg–Marquardt)."""
+
+Shard = tuple[Tensor, Tensor]
+
+
+@final
+class NaturalGradient(torch.optim.Optimizer):
+    """Natural-gradient descent through the leading eigenpairs of F = Jᵀ H J, with J = ∂y/∂θ and H = ∂²L/∂y².
+
+    The y are what the closure gives as outputs: the model's outputs or, for the state-space NTK of arXiv 2605.12763,
+    its hidden states. For squared errors H is a multiple of the identity and F has the spectrum of that multiple of the
+    NTK J Jᵀ; for cross-entropy it is the Fisher information. Near a bifurcation one eigenvalue grows without bound, and
+    plain descent must take steps as small as that one asks for. With eigenpairs (s_i², v_i), i ≤ k, and the gradient g,
+    a step is θ ← θ − lr · d with
+
+    - "flat": d = g − Σ (1 − s²_{k+1} / s_i²) v_i ⟨v_i, g⟩, which levels the top curvatures to the next one. A step
+      never grows, so that the factor may be used for several steps;
+    - "damped": d = Σ v_i ⟨v_i, g⟩ / (s_i² + λ) + (g − Σ v_i ⟨v_i, g⟩) / (s²_{k+1} + λ), close to (F + λ)⁻¹ g.
+
+    The eigenpairs come from k + 2 products with J and Jᵀ in one block, every `refresh` steps, from the last ones on.
+
+    Args:
+        params: The model, its parameters, or groups of them with options of their own (`lr`, `momentum`).
+        lr: Step size.
+        rank: k.
+        form: "flat" or "damped".
+        damping: λ of the damped form, in units of F; "gain" to adapt it from 1e-3 on by the gain ratio, at one more
+            call of the closure a step.
+        refresh: Steps between two computations of the eigenpairs.
+        momentum: Heavy ball on d.
+        generator: Random generator of the first subspace; a fresh one by default.
+
+    Raises:
+        ValueError: An option is out of its range, or nothing is trainable.
+        TypeError: The closure of `step` gives something else than a pair of a loss and outputs, or several.
+
+    Example:
+        >>> model = torch.nn.RNN(1, 8, batch_first=True)
+        >>> inputs, targets = torch.ones(4, 10, 1), torch.zeros(4, 10, 8)
+        >>> optimiser = NaturalGradient(model, lr=0.5, rank=3)
+        >>> def closure():
+        ...     states, _ = model(inputs)
+        ...     return (states - targets).square().mean(), states
+        >>> losses = [float(optimiser.step(closure)) for _ in range(20)]
+        >>> losses[-1] < 0.2 * losses[0]
+        True
+    """
+
+    def __init__(
+        self,
+        params: Any,
+        lr: float = 1.0,
+        rank: int = 3,
+        form: str = "flat",
+        damping: float | str = 1e-3,
+        refresh: int = 5,
+        momentum: float = 0.0,
+        generator: torch.Generator | None = None,
+    ) -> None:
+        check_positive("lr", lr)
+        check_positive("rank", rank, integer=True)
+        check_one_of("form", form, FORMS)
+        check_positive("refresh", refresh, integer=True)
+        check_range("momentum", momentum, 0, 1)
+        adapts = damping == "gain"
+        if not adapts:
+            check_positive("damping", damping)
+        given = params.parameters() if isinstance(params, nn.Module) else params
+        torch.optim.Optimizer.__init__(self, given, {"lr": lr, "momentum": momentum})
+        trained = self._trained()
+        if not trained:
+            raise ValueError("`params` must hold a trainable parameter; unfreeze some with requires_grad_(True).")
+        self._rank = min(rank, sum(p.numel() for p in trained))
+        self._form = form
+        self._refresh = refresh
+        self._adapts = adapts and form == "damped"
+        self._damping = 1e-3 if isinstance(damping, str) else float(damping)
+        self._generator = check_generator("generator", generator, trained[0].device)
+
+    @property
+    def damping(self) -> float:
+        """λ as it is now."""
+        own = self.state[self._trained()[0]]
+        return float(own["damping"]) if "damping" in own else self._damping
+
+    def step(self, closure: Callable[[], Any] | None = None) -> Tensor:  # type: ignore[override]
+        """One step.
+
+        Args:
+            closure: Gives a pair (loss, outputs) with their graph, and does not call `backward`; or an iterable of such
+                pairs, one for each shard of the trials, whose losses add up.
+
+        Returns:
+            The loss before the step.
+        """
+        if closure is None:
+            raise TypeError("`closure` must be a function that gives (loss, outputs); got None. Call step(closure).")
+        trained = self._trained()
+        with torch.enable_grad():
+            shards = _shards(closure())
+            loss = torch.stack([loss for loss, _ in shards]).sum()
+            gradient = self._gradient(loss, trained)
+        leading = self._leading(shards, trained)
+        direction = self._direction(leading, gradient, self.damping)
+        self._move(trained, direction)
+        if self._adapts:
+            self._adapt(closure, float(loss.detach()), gradient, direction, leading)
+        return loss.detach()
+
+    def _trained(self) -> list[Tensor]:
+        return [p for group in self.param_groups for p in group["params"] if p.requires_grad]
+
+    def _gradient(self, loss: Tensor, trained: Sequence[Tensor]) -> Tensor:
+        if not bool(torch.isfinite(loss)):
+            raise ValueError(f"The loss must be finite; got {float(loss.detach())}. Take a smaller `lr`, or more damping.")
+        found = torch.autograd.grad(loss, trained, retain_graph=True, materialize_grads=True)
+        return joined([g.unsqueeze(0) for g in found])[0]
+
+    def _leading(self, shards: Sequence[Shard], trained: Sequence[Tensor]) -> Leading:
+        """The eigenpairs, new ones every `refresh` steps; they are kept with the parameters, so that they are saved."""
+        first = self.state[trained[0]]
+        count = int(first.get("step", 0))
+        if "values" in first and count % self._refresh:
+            values, vectors = first["values"], joined([self.state[p]["vectors"] for p in trained])
+        else:
+            found = self._found(shards, trained)
+            values, vectors = found.values, found.vectors
+            for p, part in zip(trained, split(vectors, trained), strict=True):
+                self.state[p]["vectors"] = part.clone()
+            first["values"] = values
+        first["step"] = count + 1
+        return Leading(values, vectors)
+
+    def _found(self, shards: Sequence[Shard], trained: Sequence[Tensor]) -> Leading:
+        total = sum(p.numel() for p in trained)
+        size = min(self._rank + EXTRA, total)
+        known = "vectors" in self.state[trained[0]]
+        start = joined([self.state[p]["vectors"] for p in trained]) if known else trained[0].new_empty(0, total)
+        more = torch.randn(
+            size - len(start), total, dtype=start.dtype, device=start.device, generator=self._generator
+        )  # directions that were lost come back as random ones
+        return Curvature(shards, trained).leading(torch.cat([start, more]), 1 if known else FIRST)
+
+    def _direction(self, leading: Leading, gradient: Tensor, damping: float) -> Tensor:
+        top = leading.vectors[: self._rank]
+        within = top @ gradient
+        values, level = leading.values[: self._rank], self._level(leading)
+        if self._form == "flat":
+            return gradient - top.mT @ ((1 - level / values.clamp_min(level)) * within)
+        rest = gradient - top.mT @ within
+        return top.mT @ (within / (values + damping)) + rest / (level + damping)
+
+    def _level(self, leading: Leading) -> Tensor:
+        """s²_{k+1}, or 0 where F has no more."""
+        return leading.values[self._rank] if len(leading.values) > self._rank else leading.values.new_zeros(())
+
+    @torch.no_grad()
+    def _move(self, trained: Sequence[Tensor], direction: Tensor) -> None:
+        parts = iter(split(direction.unsqueeze(0), trained))
+        for group in self.param_groups:
+            for p in group["params"]:
+                if not p.requires_grad:
+                    continue
+                own, part = self.state[p], next(parts)[0]
+                if group["momentum"]:
+                    own["momentum"] = group["momentum"] * own.get("momentum", torch.zeros_like(part)) + part
+                    part = own["momentum"]
+                p.sub_(group["lr"] * part)
+
+    def _adapt(
+        self, closure: Callable[[], Any], before: float, gradient: Tensor, direction: Tensor, leading: Leading
+    ) -> None:
+        """Levenberg–Marquardt: compare what was gained with what the quadratic model of F predicts."""
+        lr = self.param_groups[0]["lr"]
+        top = leading.vectors[: self._rank]
+        within = top @ direction
+        rest = direction - top.mT @ within
+        curved = (leading.values[: self._rank] * within.square()).sum() + self._level(leading) * rest.square().sum()
+        predicted = lr * float(gradient @ direction) - 0.5 * lr * lr * float(curved)
+        with torch.no_grad():
+            after = sum(float(loss) for loss, _ in _shards(closure()))
+        ratio = (before - after) / predicted if predicted > 0 and math.isfinite(after) else -math.inf
+        factor = GROW if ratio < 0.25 else SHRINK if ratio > 0.75 else 1.0
+        self.state[self._trained()[0]]["damping"] = self.damping * factor
+
+
+def _shards(given: Any) -> list[Shard]:
+    """Pairs of a loss and outputs."""
+    single = isinstance(given, tuple) and len(given) == 2 and isinstance(given[0], Tensor)
+    shards = [given] if single else list(given) if isinstance(given, Iterable) and not isinstance(given, Tensor) else []
+    for shard in shards:
+        pair = isinstance(shard, tuple) and len(shard) == 2 and all(isinstance(part, Tensor) for part in shard)
+        if not pair or shard[0].numel() != 1:
+            shards = []
+            break
+    if not shards:
+        raise TypeError(
+            f"`closure` must give a pair (loss, outputs) of tensors, the loss a single number, or an iterable of such "
+            f"pairs; got {type(given).__name__}. Return the model's outputs, or its states, beside the loss."
+        )
+    return [(loss.reshape(()), outputs) for loss, outputs in shards]

@@ -1,0 +1,245 @@
+"""The natural gradient: its factor against dense matrices, its steps against formulas, and a bifurcation."""
+
+import pytest
+import torch
+from torch import nn
+
+from kpflow.optim import NaturalGradient
+from kpflow.optim.curvature import Curvature
+from models import F64, randn, seeded
+
+
+def problem(outputs=2):
+    """A small network with more parameters than outputs, and its exact J at the start."""
+    model = seeded(nn.Sequential(nn.Linear(3, 4), nn.Tanh(), nn.Linear(4, outputs))).to(F64)
+    inputs, targets = randn(5, 3, seed=1), randn(5, outputs, seed=2)
+    values = {name: value.detach() for name, value in model.named_parameters()}
+    rows = torch.func.jacrev(lambda v: torch.func.functional_call(model, v, inputs))(values)
+    jacobian = torch.cat([row.reshape(5 * outputs, -1) for row in rows.values()], dim=1)
+    return model, inputs, targets, jacobian
+
+
+def squares(model, inputs, targets):
+    def closure():
+        outputs = model(inputs)
+        return 0.5 * (outputs - targets).square().sum(), outputs
+
+    return closure
+
+
+def flat_parameters(model):
+    return torch.cat([p.detach().flatten() for p in model.parameters()])
+
+
+def gradient_of(closure, model):
+    loss, _ = closure()
+    return torch.cat([g.flatten() for g in torch.autograd.grad(loss, list(model.parameters()))])
+
+
+def test_curvature_is_that_of_the_gauss_newton_matrix():
+    model, inputs, targets, jacobian = problem()
+    curvature = Curvature([squares(model, inputs, targets)()], list(model.parameters()))
+    block = randn(3, jacobian.shape[1], seed=3)
+    torch.testing.assert_close(curvature(block), block @ jacobian.mT @ jacobian)
+
+
+def test_curvature_of_cross_entropy_is_the_fisher_information():
+    model, inputs, _, jacobian = problem(outputs=3)
+    outputs = model(inputs)
+    loss = nn.functional.cross_entropy(outputs, torch.tensor([0, 2, 1, 1, 0]), reduction="sum")
+    p = outputs.detach().softmax(1)
+    metric = torch.block_diag(*(torch.diag(row) - torch.outer(row, row) for row in p))
+    block = randn(3, jacobian.shape[1], seed=3)
+    expected = block @ jacobian.mT @ metric @ jacobian
+    torch.testing.assert_close(Curvature([(loss, outputs)], list(model.parameters()))(block), expected)
+
+
+def test_a_loss_that_is_linear_in_the_outputs_counts_them_alike():
+    model, inputs, _, jacobian = problem()
+    outputs = model(inputs)
+    block = randn(3, jacobian.shape[1], seed=3)
+    found = Curvature([(outputs.sum(), outputs)], list(model.parameters()))(block)
+    torch.testing.assert_close(found, block @ jacobian.mT @ jacobian / outputs.numel())
+
+
+def test_leading_eigenpairs_are_those_of_the_matrix():
+    model, inputs, targets, jacobian = problem()
+    curvature = Curvature([squares(model, inputs, targets)()], list(model.parameters()))
+    found = curvature.leading(randn(6, jacobian.shape[1], seed=4), 8)
+    values, vectors = torch.linalg.eigh(jacobian.mT @ jacobian)
+    torch.testing.assert_close(found.values[:4], values.flip(0)[:4], rtol=1e-6, atol=0)
+    overlap = (found.vectors[:3] @ vectors.flip(1)[:, :3]).abs()
+    torch.testing.assert_close(overlap, torch.eye(3, dtype=F64), rtol=0, atol=1e-3)
+    torch.testing.assert_close(found.vectors @ found.vectors.mT, torch.eye(6, dtype=F64))
+
+
+@pytest.mark.parametrize("form", ["flat", "damped"])
+def test_a_step_is_the_formula(form):
+    model, inputs, targets, jacobian = problem()
+    closure = squares(model, inputs, targets)
+    before, gradient = flat_parameters(model), gradient_of(closure, model)
+    P = jacobian.shape[1]
+    optimiser = NaturalGradient(model, lr=0.1, rank=P, form=form, damping=0.3)  # the whole space, so F is exact
+    optimiser.step(closure)
+    moved = (before - flat_parameters(model)) / 0.1
+    values, vectors = torch.linalg.eigh(jacobian.mT @ jacobian)
+    if form == "damped":
+        expected = torch.linalg.solve(jacobian.mT @ jacobian + 0.3 * torch.eye(P, dtype=F64), gradient)
+    else:
+        expected = gradient - vectors @ ((values > 1e-9 * values[-1]) * (vectors.mT @ gradient))  # levelled to zero
+    torch.testing.assert_close(moved, expected, rtol=1e-6, atol=1e-8)
+
+
+def test_the_flat_form_levels_the_top_curvatures_to_the_next_one(monkeypatch):
+    monkeypatch.setattr("kpflow.optim.natural.FIRST", 60)
+    model, inputs, targets, jacobian = problem()
+    closure = squares(model, inputs, targets)
+    before, gradient = flat_parameters(model), gradient_of(closure, model)
+    NaturalGradient(model, lr=1.0, rank=2, generator=torch.Generator().manual_seed(1)).step(closure)
+    values, vectors = (part.flip(-1) for part in torch.linalg.eigh(jacobian.mT @ jacobian))
+    scale = torch.ones_like(values)
+    scale[:2] = values[2] / values[:2]
+    expected = vectors @ (scale * (vectors.mT @ gradient))
+    torch.testing.assert_close(before - flat_parameters(model), expected, rtol=1e-4, atol=1e-6)
+
+
+def test_shards_of_the_trials_give_the_step_of_all():
+    results = []
+    for parts in ([slice(0, 5)], [slice(0, 2), slice(2, 5)]):
+        model, inputs, targets, _ = problem()
+
+        def closure(parts=parts, model=model, inputs=inputs, targets=targets):
+            return (squares(model, inputs[part], targets[part])() for part in parts)
+
+        whole = closure if len(parts) > 1 else squares(model, inputs, targets)
+        loss = NaturalGradient(model, lr=0.1, rank=3).step(whole)
+        results.append((float(loss), flat_parameters(model)))
+    assert results[0][0] == pytest.approx(results[1][0])
+    torch.testing.assert_close(results[0][1], results[1][1])
+
+
+def test_a_saved_state_goes_on_as_if_nothing_had_happened():
+    def trained(interrupted):
+        model, inputs, targets, _ = problem()
+        closure = squares(model, inputs, targets)
+        optimiser = NaturalGradient(model, lr=0.05, rank=2, form="damped", damping="gain", refresh=4, momentum=0.5)
+        for step in range(6):
+            if interrupted and step == 3:
+                state, optimiser = (
+                    optimiser.state_dict(),
+                    NaturalGradient(model, lr=0.05, rank=2, form="damped", damping="gain", refresh=4, momentum=0.5),
+                )
+                optimiser.load_state_dict(state)
+            optimiser.step(closure)
+        return flat_parameters(model), optimiser.damping
+
+    whole, again = trained(False), trained(True)
+    torch.testing.assert_close(again[0], whole[0])
+    assert again[1] == whole[1]
+
+
+def test_groups_have_their_own_steps_and_frozen_parameters_stay():
+    model, inputs, targets, _ = problem()
+    model[0].bias.requires_grad_(False)
+    before = [p.detach().clone() for p in model.parameters()]
+    groups = [{"params": model[0].parameters(), "lr": 1e-12}, {"params": model[2].parameters()}]
+    NaturalGradient(groups, lr=0.1, rank=2).step(squares(model, inputs, targets))
+    moved = [float((p.detach() - b).abs().max()) for p, b in zip(model.parameters(), before, strict=True)]
+    assert moved[0] < 1e-10
+    assert moved[1] == 0
+    assert min(moved[2:]) > 1e-4
+
+
+def test_the_gain_ratio_adapts_the_damping():
+    model, inputs, targets, _ = problem()
+    optimiser = NaturalGradient(model, lr=1.0, rank=30, form="damped", damping="gain", refresh=1)
+    closure = squares(model, inputs, targets)
+    losses, dampings = zip(*((float(optimiser.step(closure)), optimiser.damping) for _ in range(25)), strict=True)
+    assert losses[-1] < 1e-3 * losses[0]
+    assert len(set(dampings)) > 1
+
+
+def student_and_teacher():
+    """A symmetric tanh network whose leading multiplier must grow from 0.7 to 1.3, through a pitchfork."""
+    generator = torch.Generator().manual_seed(0)
+    basis = torch.linalg.qr(torch.randn(8, 8, generator=generator, dtype=F64)).Q
+    initial = 0.1 * torch.randn(16, 8, generator=generator, dtype=F64)
+    rest = torch.linspace(-0.4, 0.4, 8, dtype=F64)
+
+    def weight(top):
+        return basis @ torch.diag(torch.cat([rest[:-1], torch.tensor([top], dtype=F64)])) @ basis.mT
+
+    def run(weight):
+        states = [initial]
+        for _ in range(25):
+            states.append(torch.tanh(states[-1] @ weight.mT))
+        return torch.stack(states[1:], dim=1)
+
+    return weight(0.7), run, run(weight(1.3)).detach()
+
+
+def steps_to(loss, make, limit):
+    start, run, target = student_and_teacher()
+    weight = nn.Parameter(start)
+    optimiser = make([weight])
+
+    def closure():
+        states = run(weight)
+        return 0.5 * (states - target).square().sum(-1).mean(), states
+
+    for step in range(limit):
+        if isinstance(optimiser, NaturalGradient):
+            reached = optimiser.step(closure)
+        else:
+            reached, _ = closure()
+            optimiser.zero_grad()
+            reached.backward()
+            optimiser.step()
+        if float(reached.detach()) < loss:
+            return step
+    return limit
+
+
+def test_a_bifurcation_is_passed_in_a_third_of_the_steps():
+    plain = min(steps_to(1e-4, lambda p, lr=lr: torch.optim.SGD(p, lr=lr), 150) for lr in (0.03, 0.05, 0.1, 0.15, 0.2))
+    natural = steps_to(1e-4, lambda p: NaturalGradient(p, lr=1.0, rank=16, form="damped", damping=1e-2, refresh=1), 150)
+    assert plain < 150
+    assert 3 * natural < plain
+
+
+BAD = {
+    "lr": ({"lr": 0.0}, "`lr` must be a positive number; got 0.0"),
+    "rank": ({"rank": 0}, "`rank` must be a positive whole number; got 0"),
+    "form": ({"form": "sharp"}, "`form` must be one of 'flat', 'damped'; got 'sharp'"),
+    "damping": ({"damping": -1.0}, "`damping` must be a positive number; got -1.0"),
+    "refresh": ({"refresh": 0}, "`refresh` must be a positive whole number; got 0"),
+    "momentum": ({"momentum": 2.0}, "`momentum` must be a number between 0 and 1; got 2.0"),
+}
+
+
+@pytest.mark.parametrize("name", BAD)
+def test_options_out_of_range_are_refused(name):
+    options, message = BAD[name]
+    with pytest.raises(ValueError, match=message):
+        NaturalGradient(nn.Linear(2, 2), **options)
+
+
+def test_a_model_without_trainable_parameters_is_refused():
+    with pytest.raises(ValueError, match="`params` must hold a trainable parameter"):
+        NaturalGradient(nn.Linear(2, 2).requires_grad_(False))
+
+
+@pytest.mark.parametrize("given", [torch.ones(()), (1.0, torch.ones(2)), [], (torch.ones(3), torch.ones(3)), None])
+def test_a_closure_must_give_losses_with_their_outputs(given):
+    with pytest.raises(TypeError, match=r"`closure` must give a pair \(loss, outputs\) of tensors"):
+        NaturalGradient(nn.Linear(2, 2)).step(lambda: given)
+
+
+def test_a_step_needs_a_closure_and_a_finite_loss():
+    optimiser = NaturalGradient(seeded(nn.Linear(2, 2)))
+    with pytest.raises(TypeError, match="`closure` must be a function"):
+        optimiser.step()
+    model = seeded(nn.Linear(2, 2))
+    outputs = model(torch.ones(1, 2, dtype=F64))
+    with pytest.raises(ValueError, match="The loss must be finite; got nan"):
+        NaturalGradient(model).step(lambda: ((outputs * torch.nan).sum(), outputs))
