@@ -1,51 +1,23 @@
 """`python -m benchmarks`: run all, print the tables, write `benchmarks/results/benchmarks.json` and its figure."""
 
 import argparse
-import datetime
 import json
 import os
-import pathlib
-import platform
 from collections.abc import Callable
 from typing import Any
 
 import torch
 
-import kpflow as kp
-
-from . import estimates, figure, growth, products
-
-RESULTS = pathlib.Path(__file__).parent / "results"
+from . import estimates, figure, graphs, growth, products
+from .record import RESULTS, machine, tell
 
 PARTS: dict[str, Callable[[int, torch.device], Any]] = {
     "products": products.run,
     "estimates": estimates.run,
     "growth": growth.run,
+    "graphs": graphs.run,
     "large": lambda _repeats, device: growth.large(device),
 }
-
-
-def machine(threads: int, device: torch.device) -> dict[str, object]:
-    """What the numbers were measured on."""
-    return {
-        "date": datetime.date.today().isoformat(),
-        "kpflow": kp.__version__,
-        "torch": torch.__version__,
-        "python": platform.python_version(),
-        "system": platform.system(),
-        "processor": _processor(),
-        "cores": os.cpu_count(),
-        "threads": threads,
-        "device": torch.cuda.get_device_name(device) if device.type == "cuda" else "CPU",
-    }
-
-
-def _processor() -> str:
-    """The processor's name, where the system tells it."""
-    info = pathlib.Path("/proc/cpuinfo")
-    lines = info.read_text().splitlines() if info.exists() else []
-    names = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
-    return names[0] if names else platform.processor() or platform.machine()
 
 
 def main() -> None:
@@ -68,17 +40,9 @@ def main() -> None:
         record[part] = PARTS[part](arguments.repeats, arguments.device)
         RESULTS.mkdir(exist_ok=True)
         path.write_text(json.dumps(record, indent=2, ensure_ascii=False) + "\n")
-        _tell(part, record[part])
+        tell(part, record[part])
     if set(PARTS) <= set(record):
         figure.draw(record, path.with_suffix(".svg"))
-
-
-def _tell(part: str, result: Any) -> None:
-    """Print what was measured."""
-    print(f"\n{part}")
-    for row in result if isinstance(result, list) else [result]:
-        shown = {key: value for key, value in row.items() if not isinstance(value, list)}
-        print("  " + ", ".join(f"{k} {v:.4g}" if isinstance(v, float) else f"{k} {v}" for k, v in shown.items()))
 
 
 if __name__ == "__main__":

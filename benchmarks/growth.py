@@ -2,7 +2,6 @@
 
 import json
 import math
-import resource
 import statistics
 import subprocess
 import sys
@@ -13,6 +12,7 @@ from torch import nn
 
 import kpflow as kp
 
+from .measures import peak_gib
 from .timing import seconds
 
 __all__ = ["large", "run"]
@@ -66,7 +66,7 @@ def _large(device: torch.device) -> dict[str, Any]:
         found["effective_rank"] = str(kp.estimate.effective_rank(ntk, rtol=0.02))
 
     found["seconds"] = seconds(work, device)
-    found["peak_gib"] = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
+    found["peak_gib"] = peak_gib()
     return found
 
 

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 import kpflow as kp
 
-__all__ = ["GRU", "PROBLEMS", "ByHand", "Problem", "low_dimensional"]
+__all__ = ["GRU", "PROBLEMS", "ByHand", "Problem", "cnn", "low_dimensional", "mlp", "transformer"]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -45,6 +45,35 @@ def _lstm() -> tuple[nn.Module, Tensor]:
     """In float64: PyTorch's LSTM has no forward mode in float32 on the CPU. Its output is h, a part of its state."""
     model = _seeded(lambda: nn.LSTM(10, 64, batch_first=True, dtype=torch.float64))
     return model, _inputs(15, 50, 10, dtype=torch.float64)
+
+
+def mlp(trials: int = 512, dtype: torch.dtype = torch.float32) -> Problem:
+    """Two layers on inputs of MNIST's size."""
+    layers = _seeded(lambda: nn.Sequential(nn.Linear(784, 256), nn.ReLU(), nn.Linear(256, 10)))
+    inputs = _inputs(trials, 784, dtype=dtype)
+    return Problem(f"MLP 784-256-10, {trials} inputs", layers.to(dtype), inputs, readout="outputs")
+
+
+def cnn(trials: int = 256, dtype: torch.dtype = torch.float32) -> Problem:
+    """Two convolutions, a pooling and a linear layer, on small images."""
+
+    def build() -> nn.Module:
+        first, second = nn.Conv2d(1, 16, 3, padding=1), nn.Conv2d(16, 32, 3, padding=1)
+        return nn.Sequential(first, nn.ReLU(), second, nn.ReLU(), nn.MaxPool2d(4), nn.Flatten(), nn.Linear(512, 10))
+
+    inputs = _inputs(trials, 1, 16, 16, dtype=dtype)
+    return Problem(f"CNN 1-16-32-10, {trials} images 16 × 16", _seeded(build).to(dtype), inputs, readout="outputs")
+
+
+def transformer(layers: int = 4, width: int = 128, trials: int = 16, tokens: int = 64) -> Problem:
+    """An encoder with four heads; its states are what its weights give."""
+
+    def build() -> nn.Module:
+        layer = nn.TransformerEncoderLayer(width, 4, 4 * width, dropout=0.0, batch_first=True)
+        return nn.TransformerEncoder(layer, layers, enable_nested_tensor=False).eval()
+
+    name = f"transformer encoder, {layers} layers, {width} wide, {trials} × {tokens}"
+    return Problem(name, _seeded(build), _inputs(trials, tokens, width))
 
 
 GRU = "GRU I=10 H=64, 15 × 50"

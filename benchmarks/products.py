@@ -7,6 +7,7 @@ import torch
 
 import kpflow as kp
 
+from .measures import relative_difference
 from .problems import PROBLEMS, ByHand, Problem
 from .timing import paired, seconds
 
@@ -43,8 +44,5 @@ def _row(problem: Problem, repeats: int, device: torch.device) -> dict[str, Any]
         "ratio": times["ratio"],
         "ratios": times["ratios"],
         "linearise_ms": 1e3 * seconds(lambda: kp.linearise(problem.model, problem.inputs), device),
-        "relative_difference": float(
-            torch.linalg.vector_norm(got - expected, dtype=torch.float64)
-            / torch.linalg.vector_norm(expected, dtype=torch.float64)
-        ),
+        "relative_difference": relative_difference(got, expected),
     }

@@ -1,13 +1,40 @@
 """Seconds of a call, in pairs, on any device."""
 
+import dataclasses
 import statistics
 import time
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Callable, Sequence
+from typing import Any, TypeVar
 
 import torch
 
-__all__ = ["paired", "seconds"]
+__all__ = ["Cost", "measured", "paired", "seconds"]
+
+Value = TypeVar("Value")
+
+
+@dataclasses.dataclass(frozen=True)
+class Cost:
+    """Wall-clock seconds of a call, and those of all cores together."""
+
+    wall: float
+    cpu: float
+
+    def __add__(self, other: "Cost") -> "Cost":
+        return Cost(self.wall + other.wall, self.cpu + other.cpu)
+
+    @staticmethod
+    def median(costs: Sequence["Cost"]) -> "Cost":
+        return Cost(statistics.median(cost.wall for cost in costs), statistics.median(cost.cpu for cost in costs))
+
+
+def measured(function: Callable[[], Value], device: torch.device) -> tuple[Value, Cost]:
+    """The result of one call, and what it took."""
+    _wait(device)
+    start, busy = time.perf_counter(), time.process_time()
+    value = function()
+    _wait(device)
+    return value, Cost(time.perf_counter() - start, time.process_time() - busy)
 
 
 def seconds(function: Callable[[], Any], device: torch.device) -> float:
