@@ -1,0 +1,1 @@
+"""kpflow beside other libraries, in an environment of their own: see README.md."""
