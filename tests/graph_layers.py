@@ -55,6 +55,8 @@ def tokens(module: nn.Module, inputs: Tensor) -> GraphCase:
 
 
 LAYERS: Table = {
+    "embedding-bag": lambda: tokens(nn.EmbeddingBag(5, 3, mode="mean", padding_idx=2), integers(5, 2, 4)),
+    "embedding-bag-sum": lambda: tokens(nn.EmbeddingBag(5, 3, mode="sum"), integers(5, 2, 4)),
     "mlp": lambda: ready(nn.Sequential(nn.Linear(4, 5), nn.Tanh(), nn.Linear(5, 3)), randn(6, 4, seed=1)),
     "mlp-positions": lambda: ready(
         nn.Sequential(nn.Linear(4, 5), nn.ReLU(), nn.Linear(5, 5, bias=False), nn.GELU(), nn.Linear(5, 2)),
@@ -282,6 +284,7 @@ def rotated(m, x):
 
 
 OPERATIONS: Table = {
+    "inverse": lambda: operation(lambda h: torch.linalg.inv(torch.eye(3, dtype=h.dtype) + h @ h.mT)),
     "choices": lambda: operation(
         lambda h: torch.where(h > 0, h.sin(), h.exp()),
         lambda h: h.clamp(-0.5, 0.5) * h.clamp(min=0.1),

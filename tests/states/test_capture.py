@@ -252,6 +252,13 @@ def test_forward_pass_is_refused_with_the_operation_and_its_place(name):
         kp.linearise(made(function), X)
 
 
+@pytest.mark.parametrize("option", ["scale_grad_by_freq", "sparse"])
+def test_embeddings_with_other_gradients_are_refused(option):
+    model = seeded(nn.Embedding(5, 3, **{option: True}))
+    with pytest.raises(ValueError, match=r"an embedding .*`scale_grad_by_freq` or `sparse`.*Set both to False"):
+        kp.linearise(model, torch.tensor([[1, 2, 2]]))
+
+
 def training(module: nn.Module) -> nn.Module:
     return module.double().train()
 

@@ -207,6 +207,14 @@ def test_gmres_solves_systems_that_are_not_alike(basis):
     torch.testing.assert_close(found.value / scale, exact / scale, rtol=0, atol=1e-11)
 
 
+def test_a_basis_stays_orthogonal_to_rounding():
+    basis = torch.linalg.qr(randn(30, 6, seed=1)).Q.mT.reshape(1, 1, 6, 30)
+    near = basis.sum(dim=2) + 1e-9 * randn(1, 1, 30, seed=2)
+    rest, parts = solves._orthogonalised(basis, near)
+    assert float((basis @ rest.unsqueeze(-1)).abs().max() / rest.norm()) < 1e-14
+    torch.testing.assert_close((parts.unsqueeze(-2) @ basis)[:, :, 0] + rest, near)
+
+
 def test_gmres_ends_in_as_many_products_as_there_are_eigenvalues():
     values = torch.tensor([0.5, 0.5, 2.0, 2.0, 3.0, 3.0], dtype=torch.float64)
     found = solves.solved(lambda q: q * values, solves.Gmres(6), randn(2, 1, 6, seed=1), 1e-12)

@@ -12,7 +12,7 @@ from torch.utils import _pytree as pytree
 
 import kpflow as kp
 from graph_cases import GraphCase
-from graph_models import BEYOND, GRAPH_MODELS, graph_case, linearised_case, linearised_graph
+from graph_models import GRAPH_MODELS, graph_case, linearised_case, linearised_graph
 from helpers import close
 from kpflow.operators import to_dense
 from kpflow.states.graph import GraphLinearisation
@@ -142,16 +142,6 @@ CHECKS = (check_identities, check_outputs, check_states, check_sites)
 @pytest.mark.parametrize("check", CHECKS, ids=lambda check: check.__name__.removeprefix("check_"))
 def test_model(name, check):
     check(graph_case(name), linearised_graph(name))
-
-
-@pytest.mark.parametrize(
-    "name", [pytest.param(n, marks=pytest.mark.xfail(strict=True, reason=r)) for n, (_, r) in BEYOND.items()]
-)
-def test_what_does_not_work(name):
-    case = graph_case(name)
-    lin = linearised_case(case)
-    for check in CHECKS:
-        check(case, lin)
 
 
 @pytest.mark.parametrize("name", ["mlp", "cnn-max", "conv3d", "encoder-causal", "GRU-two", "gpt2"])

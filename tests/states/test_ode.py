@@ -59,7 +59,8 @@ class OwnSteps(nn.Module):
         while y.norm() > 1 and count < 7:
             y, count = 0.7 * torch.tanh(self.linear(y)), count + 1
         largest = max(y.abs().max(), y.new_tensor(0.2))
-        if largest.detach().item() < 5 and not torch.equal(y, -y) and sum(y[0].detach().tolist()) < 9:
+        entries = y[0].detach().tolist()
+        if largest.detach().item() < 5 and not torch.equal(y, -y) and sum(entries) < 9:
             y = y * float(y[0, 0].detach() + 3) * int(y.detach().abs().sum() + 2)
         return self.linear(y) + self.threshold
 

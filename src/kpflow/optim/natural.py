@@ -134,7 +134,8 @@ class NaturalGradient(torch.optim.Optimizer):
 
     def _gradient(self, loss: Tensor, trained: Sequence[Tensor]) -> Tensor:
         if not bool(torch.isfinite(loss)):
-            raise ValueError(f"The loss must be finite; got {float(loss.detach())}. Take a smaller `lr`, or more damping.")
+            got = float(loss.detach())
+            raise ValueError(f"The loss must be finite; got {got}. Take a smaller `lr`, or more damping.")
         found = torch.autograd.grad(loss, trained, retain_graph=True, materialize_grads=True)
         return joined([g.unsqueeze(0) for g in found])[0]
 

@@ -7,7 +7,7 @@ from typing import Any, final
 
 import torch
 from torch import Tensor, fx, nn
-from torch.export.graph_signature import InputKind, InputSpec
+from torch.export.graph_signature import InputKind, InputSpec, OutputKind
 from torch.utils import _pytree as pytree
 
 from .branches import Branches
@@ -178,6 +178,8 @@ def _assembled(program: Any, model: nn.Module, call: Any, trained: Named) -> Gra
     leaves = iter(pytree.tree_leaves(call))
     placeholders = [node for node in program.graph.nodes if node.op == "placeholder"]
     for node, spec in zip(placeholders, program.graph_signature.input_specs, strict=True):
+        if spec.kind is InputKind.TOKEN:
+            continue
         if spec.kind is InputKind.USER_INPUT:
             constants[node] = next(leaves)
             given.append(node)
@@ -189,9 +191,16 @@ def _assembled(program: Any, model: nn.Module, call: Any, trained: Named) -> Gra
         if node.op == "get_attr":
             constants[node] = getattr(program.graph_module, str(node.target))
     (last,) = (node for node in program.graph.nodes if node.op == "output")
-    outputs = tuple(node for node in last.args[0] if isinstance(node, fx.Node))
-    nodes = tuple(node for node in program.graph.nodes if node.op == "call_function")
+    results = zip(last.args[0], program.graph_signature.output_specs, strict=True)
+    outputs = tuple(node for node, spec in results if isinstance(node, fx.Node) and spec.kind is OutputKind.USER_OUTPUT)
+    nodes = tuple(node for node in program.graph.nodes if node.op == "call_function" and not _is_check(node))
     return Graph(nodes, constants, parameters, tuple(given), outputs)
+
+
+def _is_check(node: fx.Node) -> bool:
+    """Whether a node only checks values (that a matrix can be inverted) and hands on a token of having done so."""
+    of = node.args[0] if node.args and getattr(node.target, "__name__", "") == "getitem" else node
+    return getattr(getattr(of, "target", None), "__name__", "") == "with_effects"
 
 
 def _forward(model: nn.Module, names: Mapping[int, str], call: Any) -> Callable[[Named], list[Tensor]]:

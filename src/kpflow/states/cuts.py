@@ -179,7 +179,7 @@ class GraphReadout(Readout):
         if not self._cut.own:
             return self.space.zeros(len(parameter))
         named = self._parameters.split(parameter)
-        return self._cut.outputs_of_parameters.jvp([named[name] for name in self._cut.own])[0]
+        return self._cut.outputs_of_parameters.jvp([named[name].clone() for name in self._cut.own])[0]
 
     def _parameter_vjp(self, output: Tensor) -> Tensor:
         result = self._parameters.zeros(len(output))

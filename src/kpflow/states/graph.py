@@ -158,7 +158,7 @@ class GraphLinearisation(Linearisation):
         named = self.parameters.split(parameter.contiguous())
         moved = [self._moved(part, named, parameter) for part in self.space.parts]
         if self._cut.loose:
-            rest = self._cut.of_parameters.jvp([named[name] for name in self._cut.loose])
+            rest = self._cut.of_parameters.jvp([named[name].clone() for name in self._cut.loose])
             moved = [part + other for part, other in zip(moved, rest, strict=True)]
         return moved
 

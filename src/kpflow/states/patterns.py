@@ -183,6 +183,26 @@ def _embedding(arguments: Sequence[Any], position: int, result: Tensor) -> Found
     return _whole, Lookup(index, seen, weight.shape[0], weight.shape[1], tuple(result.shape))
 
 
+def _embedding_bag(arguments: Sequence[Any], position: int, result: Tensor) -> Found | None:
+    given = (*arguments, *BAG_DEFAULTS[len(arguments) :])
+    weight, index, starts, _, mode, _, scales, _, padding = given
+    if position or mode == 2:  # the maximum is not linear
+        return None
+    bags = torch.searchsorted(starts, torch.arange(len(index), device=index.device), right=True) - 1
+    seen = (index != padding).to(weight.dtype)
+    counts = weight.new_zeros(len(result), len(weight)).index_put_((bags, index), seen, accumulate=True)
+    if mode == 1:
+        counts /= counts.sum(1, keepdim=True).clamp_min(1)
+    if scales is not None:
+        counts = weight.new_zeros(counts.shape).index_put_((bags, index), seen * scales.detach(), accumulate=True)
+    sizes = {"n": len(result), "f": len(weight), "u": weight.shape[1]}
+    return _whole, Contraction(counts, ("nf", "fu", "nu"), sizes, tuple(result.shape))
+
+
+BAG_DEFAULTS = (None, None, None, False, 0, False, None, False, -1)
+"""Of `aten._embedding_bag`: weight, indices, offsets, scaled gradient, mode, sparse, scales, last offset, padding."""
+
+
 def _index(arguments: Sequence[Any], position: int, result: Tensor) -> Found | None:
     weight, indices = arguments
     if position or len(indices) != 1 or weight.ndim != 2 or indices[0].dtype not in (torch.int64, torch.int32):
@@ -208,6 +228,8 @@ PATTERNS: dict[Any, Callable[[Sequence[Any], int, Tensor], Found | None]] = {
     aten.native_group_norm.default: _group_norm,
     aten._native_batch_norm_legit_no_training.default: _batch_norm,
     aten.embedding.default: _embedding,
+    aten._embedding_bag.default: _embedding_bag,
+    aten._embedding_bag_forward_only.default: _embedding_bag,
     aten.index.Tensor: _index,
     aten.index_select.default: _index_select,
 }

@@ -113,6 +113,11 @@ def check_effects(program: Any) -> None:
                 f"`model` draws random numbers ({_operation(node)}) {place_of(node)}, so states are random. "
                 "Call model.eval() first, or remove the noise."
             )
+        if node.target is torch.ops.aten.embedding.default and any(node.args[3:]):
+            raise ValueError(
+                f"`model` has an embedding {place_of(node)} with `scale_grad_by_freq` or `sparse`: its gradient is "
+                "another thing than its derivative, or no dense tensor. Set both to False."
+            )
 
 
 def check_same(
