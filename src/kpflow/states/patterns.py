@@ -199,7 +199,7 @@ def _embedding_bag(arguments: Sequence[Any], position: int, result: Tensor) -> F
     return _whole, Contraction(counts, ("nf", "fu", "nu"), sizes, tuple(result.shape))
 
 
-BAG_DEFAULTS = (None, None, None, False, 0, False, None, False, -1)
+BAG_DEFAULTS: tuple[Any, ...] = (None, None, None, False, 0, False, None, False, -1)
 """Of `aten._embedding_bag`: weight, indices, offsets, scaled gradient, mode, sparse, scales, last offset, padding."""
 
 
