@@ -109,3 +109,13 @@ def test_named_states_agree_with_hooks(name):
     close(to_dense(kp.ParameterKernel(lin)), J @ J.mT, TOLERANCE)
     ours, all_sites = (to_dense(kp.Ntk(of, readout="outputs")) for of in (lin, linearised_graph(name)))
     close(ours, all_sites, TOLERANCE)
+
+
+def test_the_output_as_the_only_state():
+    """P is the identity, K the kernel of the outputs."""
+    case = graph_case("mlp")
+    lin = kp.linearise(case.model, case.inputs, states="output")
+    assert [part.name for part in lin.space.parts] == ["output"]
+    torch.testing.assert_close(to_dense(kp.Propagator(lin)), torch.eye(lin.space.size, dtype=lin.states.dtype))
+    expected = to_dense(kp.Ntk(kp.linearise(case.model, case.inputs), readout="outputs"))
+    torch.testing.assert_close(to_dense(kp.ParameterKernel(lin)), expected, rtol=1e-10, atol=1e-12)

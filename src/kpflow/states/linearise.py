@@ -93,7 +93,8 @@ def linearise(
         parameters: Parameters of a step that is a function.
         states: What the states are on the graph route, which it chooses: a name, or several, of modules (their outputs;
             all calls under "name", the second alone under "name@1", a second result under "name.1"), of weight sites
-            or of operations of the graph, with wildcards as in file names; None for every weight site.
+            or of operations of the graph, with wildcards as in file names, "output" for the model's; None for every
+            weight site.
         route: "auto", "recurrent" or "graph". A recurrent module that is known may take the graph route too, with an
             operation a step of time: the same kernels of its outputs, slower.
         branches: On the graph route, "refuse" control flow that depends on values of tensors, or take the branches that

@@ -219,13 +219,15 @@ def _site_name(parameters: Sequence[str]) -> str:
 
 
 def named_nodes(graph: Graph, sites: Sites, wanted: Sequence[str]) -> dict[str, fx.Node]:
-    """The nodes of the states that a user names: outputs of modules, sites, or operations, with wildcards.
+    """The nodes of the states that a user names: outputs of modules, sites, operations, the "output".
 
     Raises:
         ValueError: Nothing has one of the names.
     """
     dtypes = {node.meta["val"].dtype for node in graph.parameters}
-    known = [_module_outputs(graph), sites.nodes, {node.name: node for node in graph.nodes}]
+    outputs = [node for node in graph.outputs if node.op == "call_function" and node.meta["val"].dtype in dtypes]
+    named = {node.name: node for node in graph.nodes}
+    known = [_module_outputs(graph), sites.nodes, named, dict(zip(["output"], outputs, strict=False))]
     chosen: dict[str, fx.Node] = {}
     for pattern in wanted:
         found = next((hits for names in known if (hits := _matches(pattern, names, dtypes))), {})
