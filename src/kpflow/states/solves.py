@@ -11,7 +11,7 @@ from torch import Tensor
 __all__ = ["Direct", "Gmres", "Solution", "Step", "solved"]
 
 GAIN = 0.9
-"""A step that leaves more than this of a residual has not helped, and another one would not either."""
+"""A step that leaves more than this of the smallest residual so far has not helped, nor would another one."""
 
 FLOOR = 16.0
 """Residuals below so many roundings of x are rounding."""
@@ -69,19 +69,19 @@ def solved(product: Product, step: Step, right: Tensor, tolerance: float) -> Sol
     right = right / unit
     size = _norm(right)
     solution, rest = torch.zeros_like(right), right.clone()
-    left, before = size, torch.full_like(size, torch.inf)
+    left, best = size, torch.full_like(size, torch.inf)
     iterations = 0
     while True:
         rounding = torch.minimum(FLOOR * eps * _norm(solution), eps**0.5 * size)
         open_ = ~(left <= torch.maximum(tolerance * size, rounding))  # NaN is open
-        helped = open_ & (left < GAIN * before)
+        helped = open_ & (left < GAIN * best)
         rows = helped.any(dim=1).nonzero()[:, 0]
         if not len(rows):
             break
         correction, count = step(product, rest[rows], tolerance * size[rows])
         solution[rows] += correction
         rest[rows] = right[rows] - product(solution[rows])
-        before, left = left.clone(), left.clone()
+        best, left = torch.minimum(best, left), left.clone()
         left[rows] = _norm(rest[rows])
         iterations += count + 1
     relative = torch.where(size > 0, left / size, 0.0).nan_to_num(nan=torch.inf)
