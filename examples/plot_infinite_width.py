@@ -111,8 +111,6 @@ def deviations(width: int) -> dict[str, torch.Tensor]:
     lin = kp.linearise(Networks(width, source), inputs)
     sizes = (len(inputs), NETWORKS, OUTPUTS)
     matrix = to_dense(kp.Ntk(lin, readout="outputs")).reshape(2 * sizes)  # trial, network, output, and again
-        2 * (len(inputs), NETWORKS, OUTPUTS)
-    )  # [trial, network, output, trial, network, output]
     blocks = torch.stack([matrix[:, i, :, :, i].reshape(limit.shape) for i in range(NETWORKS)])
     found = {"NTK": (blocks, limit)}
     for layer, (core, wanted) in enumerate(zip(kp.flow.cores(lin).values(), limit_cores, strict=True), 1):
