@@ -17,7 +17,7 @@ __all__ = ["compare", "matrices", "products", "traces"]
 
 CPU = torch.device("cpu")
 
-PROBES = 32
+PROBES = 16
 
 FEW = 128
 """Inputs of the MLP for all libraries; those that hold the Jacobian take 6 to 9 GB at 512."""
