@@ -252,8 +252,9 @@ class EquilibriumLinearisation(Linearisation):
     @property
     def _probe_bytes(self) -> int:
         """Between the block and the result, for each probe: a pass through f, and the basis of a Krylov space."""
-        krylov = 4 if self._factor_bytes else self._basis + 5
-        return 2 * self._tape_bytes + krylov * self.states.nbytes + 2 * self._parameter_bytes
+        vectors = 5 if self._factor_bytes else self._basis + 7
+        small = 0 if self._factor_bytes else 24 * self._systems * (self._basis + 1) ** 2  # Hessenberg matrices, float64
+        return 2 * self._tape_bytes + vectors * self.states.nbytes + small + 2 * self._parameter_bytes
 
     @property
     def _parameter_bytes(self) -> int:
