@@ -50,6 +50,8 @@ sphinx_gallery_conf = {
             "plot_one_gradient_step.py",
             "plot_trace_estimators.py",
             "plot_alignment_of_a_trained_network.py",
+            "plot_transformer_kernels.py",
+            "plot_infinite_width.py",
         ]
     ),
     "abort_on_example_error": True,

@@ -61,7 +61,7 @@ def test_tests_that_the_theory_names_exist():
 
 
 def test_links_between_pages_lead_somewhere():
-    names = ("self_referential_bias", "trace_estimators", "alignment_of_a_trained_network")
+    names = ("self_referential_bias", "trace_estimators", "alignment_of_a_trained_network", "transformer_kernels")
     made = {f"examples/plot_{name}.rst" for name in names}  # by the gallery
     for page in DOCS.glob("*.md"):
         links = re.findall(r"\]\(([^)#:]+)(?:#[^)]*)?\)", page.read_text(encoding="utf-8"))
