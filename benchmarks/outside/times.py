@@ -83,7 +83,7 @@ def compare(quantity: str, problem: str, calls: Calls, repeats: int) -> list[dic
 
 
 def _with_kpflow(quantity: str, problem: Problem, peers: Sequence[Peer], repeats: int) -> list[dict[str, Any]]:
-    """kpflow from the module on, with what of it is left once the network is linearised; then the others."""
+    """kpflow from the module on, with what is left once the network is linearised and its trials known; then the others."""
     whole = quantity != "exact trace"
     few = Problem(problem.name, problem.model, problem.inputs[:4], problem.readout)
     calls = {peer.name: _call(peer, problem, whole) for peer in (with_kpflow.PEER, *peers)}
@@ -92,9 +92,9 @@ def _with_kpflow(quantity: str, problem: Problem, peers: Sequence[Peer], repeats
     rows = compare(quantity, problem.name, calls, repeats)
     ours = kp.operators.to_dense if whole else with_kpflow.trace_of
     alone = Cost.median([stages_of(problem, ours, CPU)[1][2] for _ in range(repeats)])
-    rows[0] |= {"once_linearised_cpu_seconds": alone.cpu, "once_linearised_seconds": alone.wall}
+    rows[0] |= {"alone_cpu_seconds": alone.cpu, "alone_seconds": alone.wall}
     for row in rows[1:]:
-        row["ratio_to_kpflow_once_linearised"] = row["cpu_seconds"] / alone.cpu
+        row["ratio_to_kpflow_alone"] = row["cpu_seconds"] / alone.cpu
     return rows
 
 
