@@ -83,7 +83,7 @@ def compare(quantity: str, problem: str, calls: Calls, repeats: int) -> list[dic
 
 
 def _with_kpflow(quantity: str, problem: Problem, peers: Sequence[Peer], repeats: int) -> list[dict[str, Any]]:
-    """kpflow from the module on, with what is left once the network is linearised and its trials known; then the others."""
+    """kpflow from the module on, and once the network is linearised and its trials are known; then the others."""
     whole = quantity != "exact trace"
     few = Problem(problem.name, problem.model, problem.inputs[:4], problem.readout)
     calls = {peer.name: _call(peer, problem, whole) for peer in (with_kpflow.PEER, *peers)}
