@@ -1,6 +1,7 @@
 """Exporting: a module's forward pass as a program of elementary operations, and nothing said about it."""
 
 import contextlib
+import gc
 import io
 import logging
 import warnings
@@ -34,7 +35,8 @@ def exported(module: nn.Module, arguments: tuple[Any, ...], keywords: dict[str, 
         ValueError: It cannot be captured.
     """
     try:
-        with _silence(), recording(), sdpa_kernel(SDPBackend.MATH):  # whose layouts are those of what it decomposes to
+        # the layouts of the math kernel are those of what it decomposes to
+        with _silence(), _uncollected(), recording(), sdpa_kernel(SDPBackend.MATH):
             program = torch.export.export(module, arguments, keywords, strict=False)
             _mark(program.graph)
             program = program.run_decompositions({**torch.export.default_decompositions(), aten.copy.default: _copied})
@@ -68,6 +70,18 @@ def _stop(graph: fx.Graph) -> None:
     for node in graph.nodes:
         if STOPS in (node.meta.get("custom") or {}) and node.target is aten.alias.default:
             node.target = aten.detach.default
+
+
+@contextlib.contextmanager
+def _uncollected() -> Iterator[None]:
+    """Without garbage collection, which would go through the many small objects of a large graph again and again."""
+    collects = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if collects:
+            gc.enable()
 
 
 @contextlib.contextmanager

@@ -134,14 +134,14 @@ class GraphLinearisation(Linearisation):
 
     @functools.cached_property
     def _trials(self) -> Trials | None:
-        """Found by running the graph on the trials in another order, and by products that keep trials apart."""
-        nodes = list(self._nodes.values())
-        numbers = trial_numbers(self._graph, self._trained, [*nodes, self._output])
-        if numbers is None:
-            return None
-        states, outputs = torch.cat([n.flatten() for n in numbers[:-1]]), numbers[-1].flatten()
-        apart = independent(self._pulled_back, torch.cat([states, outputs]), states, self.states, self._piece)
-        return Trials(int(states.max()) + 1, states, outputs) if apart else None
+        """Found by running the graph on other trials; where that leaves a doubt, by products that keep trials apart."""
+        for found in trial_numbers(self._graph, self._trained, [*self._nodes.values(), self._output]):
+            *parts, outputs = (numbers.flatten() for numbers in found.numbers)
+            states = torch.cat(parts)
+            source = torch.cat([states, outputs])
+            if found.apart or independent(self._pulled_back, source, states, self.states, self._piece):
+                return Trials(int(states.max()) + 1, states, outputs)
+        return None
 
     def _pulled_back(self, flat: Tensor) -> Tensor:
         """Pᵀ of what states and outputs receive."""
