@@ -8,7 +8,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from kpflow.operators import Gramian, Operator, Structure
+from kpflow.operators import Gram, Gramian, Operator
 from kpflow.operators.convert import to_dense
 from kpflow.spaces import Space
 from kpflow.states import Linearisation, LinearSite
@@ -55,35 +55,7 @@ class SiteCore(Core):
     @property
     def kernel(self) -> Gramian:
         """⊕_g (M_g M_gᵀ) ⊗ I on the states."""
-        return SiteOperator(self)
-
-
-@final
-class SiteOperator(Gramian):
-    """The part of K of one core, as an operator on the states."""
-
-    def __init__(self, core: SiteCore) -> None:
-        self._jacobian = SiteFactor(core)
-
-    @property
-    def jacobian(self) -> Operator:
-        """M ⊗ I, placed."""
-        return self._jacobian
-
-    @property
-    def metric(self) -> None:
-        """The identity."""
-        return
-
-    @property
-    def structure(self) -> Structure | None:
-        """None."""
-        return None
-
-    @property
-    def factor(self) -> Operator:
-        """M ⊗ I, placed."""
-        return self._jacobian
+        return Gram(SiteFactor(self))
 
 
 @final
