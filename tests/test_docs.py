@@ -14,7 +14,7 @@ from test_readme import examples, outputs
 DOCS = Path(__file__).parents[1] / "docs"
 PAGES = {
     "kpflow": ("spaces", "states", "flow", "operators", "estimate", "tasks"),
-    **{f"kpflow.{name}": (name,) for name in ("operators", "states", "flow", "estimate", "optim")},
+    **{f"kpflow.{name}": (name,) for name in ("operators", "states", "flow", "estimate", "dynamics", "optim")},
     **{f"kpflow.{name}": (name,) for name in ("tasks", "study", "plots")},
     "kpflow.report": ("report",),
 }

@@ -7,12 +7,13 @@ P = (I − ∂F/∂S)⁻¹ and the parameter kernel K = J Jᵀ, J = ∂F/∂θ. 
     operators  linear algebra without matrices          Operator and its closed algebra
     flow       states + operators → the theory          Propagator, ParameterKernel, Ntk, cores, response
     estimate   operators → numbers with error bars      trace, effective_rank, alignment, modes, ...
+    dynamics   recurrent steps → fixed points, normal forms
     tasks      inputs, targets, masks, epochs, conditions
     study      training runs on disk: recorder, analysis of checkpoints (extra `study`, imported by itself)
     report     one self-contained HTML page from an analysis (extra `study`, imported by itself)
 """
 
-from . import estimate, flow, operators, states, tasks
+from . import dynamics, estimate, flow, operators, states, tasks
 from .flow import Ntk, ParameterKernel, Propagator
 from .spaces import Part, Space
 from .states import linearise
@@ -25,6 +26,7 @@ __all__ = [
     "Part",
     "Propagator",
     "Space",
+    "dynamics",
     "estimate",
     "flow",
     "linearise",

@@ -22,7 +22,7 @@ class Status(str, enum.Enum):
     SLOW = "slow"
     """At a minimum of ½‖F(h) − h‖² above zero: no fixed point, but the state hardly moves there."""
     MAXITER = "maxiter"
-    """Nowhere yet when the steps were used up."""
+    """Nowhere yet when the steps were used up, or held at the limit |h| = 1 of a gated state."""
     DIVERGED = "diverged"
     """Outside the floating range, or beyond 1e8 times the size of the seeds."""
 

@@ -95,6 +95,9 @@ def _levenberg_marquardt(mapping: StaticMap, states: Tensor, tolerance: float, i
         scales[at] = torch.maximum(scales[at], slope.square().sum(dim=1)).clamp_min(1e-12)
         damped = damping[at, None] * scales[at]
         gradient = (slope.mT @ r[:, :, None])[:, :, 0]
+        # Kuhn and Tucker: at a limit, entries that would go on outwards stay
+        pinned = (h.abs() >= mapping.limits) & (gradient * h < 0)
+        slope, gradient = torch.where(pinned[:, None], 0.0, slope), torch.where(pinned, 0.0, gradient)
         step = -_solved(slope.mT @ slope + torch.diag_embed(damped), gradient)
         trial = mapping.confined(h + step)
         moved = mapping(trial) - trial
