@@ -184,6 +184,14 @@ def test_many_points_of_a_random_gru():
     assert float(points.states.abs().max()) <= 1
 
 
+def test_saturated_gates_make_no_points_outside_the_cube():
+    module = scaled(nn.GRUCell(2, 6), 3.0, seed=11)  # far outside, z = 1 to rounding and every state stays
+    points = find_fixed_points(module, torch.zeros(2), 20 * randn(100, 6, seed=0))
+    assert float(points.states.abs().max()) <= 1
+    assert float(points.slow.states.abs().max() if len(points.slow.states) else 0.0) <= 1
+    assert "root" in points.status
+
+
 def test_model_is_left_as_it_was():
     module = nn.Sequential(nn.Linear(4, 4), nn.Dropout(0.5), nn.Tanh())
 
