@@ -203,7 +203,7 @@ def test_hopf_of_the_lorenz_flow_is_subcritical():
     assert form.amplitude(-0.01) > 0
 
 
-# The same in other coordinates: x = Φ(y), Φ a random matrix after two shears, so that B and all systems take part.
+# The same in other coordinates: x = Φ(y), Φ a random matrix after two bends, so that B and all systems take part.
 
 
 def mixing(seed: int) -> Tensor:
@@ -218,8 +218,8 @@ def bent(y: Tensor, sign: float) -> Tensor:
 
 
 def swept(y: Tensor, sign: float) -> Tensor:
-    """y₁, y₂ moved by products of y₃ and y₄ with y₅; with −1 for `sign` back."""
-    return torch.cat([y[:2] + sign * torch.stack([y[2] * (y[3] + y[4]), y[2] ** 2 - y[4]]), y[2:]])
+    """y₁, y₂ stretched by exponentials of y₃ and y₄; with −1 for `sign` back."""
+    return torch.cat([y[:2] * torch.exp(sign * torch.stack([y[2] - 0.3 * y[3], 0.6 * y[3]])), y[2:]])
 
 
 def changed(field: Callable[[Tensor], Tensor], matrix: Tensor, flow: bool = False) -> Callable[[Tensor], Tensor]:
