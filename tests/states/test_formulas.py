@@ -66,7 +66,7 @@ def subclass(kind: type, name: str):
 )
 def test_subclass_that_acts_otherwise_is_not_taken_for_its_parent(kind, arguments, name):
     with pytest.raises(ValueError, match="No recurrence is known of a Mine"):
-        kp.linearise(subclass(kind, name)(*arguments).double(), X)
+        kp.linearise(subclass(kind, name)(*arguments).double(), X, route="recurrent")
 
 
 @pytest.mark.parametrize("name", ["forward", "step"])
@@ -75,7 +75,14 @@ def test_instance_that_acts_otherwise_is_not_taken_for_its_class(name):
     own = getattr(model, name)
     setattr(model, name, lambda *args: 2 * own(*args))
     with pytest.raises(ValueError, match="No recurrence is known of a RateRNN"):
-        kp.linearise(model, X)
+        kp.linearise(model, X, route="recurrent")
+
+
+def test_subclass_that_acts_otherwise_goes_through_its_graph():
+    model = subclass(RateRNN, "forward")(3, 4).double()
+    outputs = kp.linearise(model, X).readout.outputs
+    torch.testing.assert_close(outputs, model(X)[0] if isinstance(model(X), tuple) else model(X))
+    torch.testing.assert_close(outputs, 2 * RateRNN.forward(model, X))
 
 
 def test_subclass_with_other_initial_weights_is_known():

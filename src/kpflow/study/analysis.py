@@ -115,7 +115,8 @@ def analyse(
 
 def _linearise(model: nn.Module, trials: Trials, core: str | None) -> Linearisation:
     whole = bool((trials.length == trials.num_steps).all())
-    return linearise(model, trials.inputs, core=core, lengths=None if whole else trials.length)
+    lengths = None if whole else trials.length
+    return linearise(model, trials.inputs, core=core, lengths=lengths, route="recurrent")
 
 
 def _losses(
