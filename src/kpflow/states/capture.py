@@ -87,12 +87,17 @@ class Graph:
                 values.pop(argument, None)
         return found
 
+    def needed_for(self, nodes: Collection[fx.Node]) -> set[fx.Node]:
+        """All that some nodes depend on, themselves included."""
+        needed = set(nodes)
+        for node in reversed(self.nodes):
+            if node in needed:
+                needed.update(node.all_input_nodes)
+        return needed
+
     def upstream_of(self, node: fx.Node) -> list[fx.Node]:
         """The operations that a node depends on, itself included, in order."""
-        needed = {node}
-        for other in reversed(self.nodes):
-            if other in needed:
-                needed.update(other.all_input_nodes)
+        needed = self.needed_for([node])
         return [other for other in self.nodes if other in needed]
 
     def __post_init__(self) -> None:
@@ -290,10 +295,7 @@ def _stored(program: Any, spec: InputSpec) -> Any:
 
 def _check_used(graph: Graph, trained: Named) -> None:
     """Name the parameters that act on no output."""
-    needed = set(graph.outputs)
-    for node in reversed(graph.nodes):
-        if node in needed:
-            needed.update(node.all_input_nodes)
+    needed = graph.needed_for(graph.outputs)
     used = {name for node, name in graph.parameters.items() if node in needed}
     idle = [name for name in trained if name not in used]
     if idle:

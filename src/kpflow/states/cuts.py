@@ -12,7 +12,7 @@ from kpflow.spaces import Space
 from .base import Readout
 from .capture import Graph
 from .derivatives import linear
-from .tapes import Tape, recording
+from .tapes import Tape, recording, used
 
 __all__ = ["Cut", "GraphReadout", "Tapped"]
 
@@ -122,16 +122,6 @@ class Cut:
             Tape([y], [values[name] for name in own]),
             own,
         )
-
-
-def used(results: Sequence[Tensor], values: Named) -> tuple[str, ...]:
-    """Names of the values on which any of the results depends."""
-    moving = [result for result in results if result.requires_grad]
-    if not moving or not values:
-        return ()
-    seeds = [torch.ones_like(result) for result in moving]
-    found = torch.autograd.grad(moving, list(values.values()), seeds, allow_unused=True, retain_graph=True)
-    return tuple(name for name, gradient in zip(values, found, strict=True) if gradient is not None)
 
 
 @final

@@ -14,7 +14,7 @@ from .base import Readout
 from .derivatives import linear, pullback, pushforward
 from .purity import check_pure
 from .recurrent import Upstream
-from .tapes import recording
+from .tapes import recording, used
 from .twin import snapshot, twin
 
 __all__ = ["LEAK", "CoreReadout", "ModelReadout", "Surround", "find_upstream"]
@@ -142,7 +142,7 @@ class ModelReadout(Readout):
         tracked = {name: value.requires_grad_() for name, value in _copies(values).items()}
         with recording():
             outputs = function(tracked, states)
-        self._values = {name: values[name] for name in _used([outputs], tracked)}
+        self._values = {name: values[name] for name in used([outputs], tracked)}
         self.outputs = outputs.detach()
         check_finite("outputs", self.outputs)
         self.space = Space.of(outputs.shape, _output_axes(outputs.ndim), outputs.dtype, outputs.device)
@@ -226,28 +226,18 @@ def find_upstream(function: Callable[[Named], dict[str, Tensor]], values: Mappin
     moves = frozenset(key for key, value in results.items() if value.requires_grad)
     if not moves:
         return None
-    used = _used([results[key] for key in moves], tracked)
-    if not used:
+    names = used([results[key] for key in moves], tracked)
+    if not names:
         return None
 
     def moved(parameters: dict[str, Tensor]) -> dict[str, Tensor]:
         return {key: value for key, value in function(parameters).items() if key in moves}
 
-    return Upstream(moved, {name: values[name] for name in used}, moves)
+    return Upstream(moved, {name: values[name] for name in names}, moves)
 
 
 def _copies(values: Mapping[str, Tensor]) -> dict[str, Tensor]:
     return {name: value.detach().clone() for name, value in values.items()}
-
-
-def _used(results: list[Tensor], tracked: dict[str, Tensor]) -> list[str]:
-    """Names of the tensors on which any of the results depends."""
-    moving = [result for result in results if result.requires_grad]
-    if not moving or not tracked:
-        return []
-    seeds = [torch.ones_like(result) for result in moving]
-    gradients = torch.autograd.grad(moving, list(tracked.values()), seeds, allow_unused=True)
-    return [name for name, gradient in zip(tracked, gradients, strict=True) if gradient is not None]
 
 
 def _output_axes(ndim: int) -> tuple[str, ...]:

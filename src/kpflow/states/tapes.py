@@ -3,13 +3,13 @@
 import contextlib
 import functools
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import final
 
 import torch
 from torch import Tensor
 
-__all__ = ["Tape", "recording"]
+__all__ = ["Tape", "recording", "used"]
 
 
 @contextlib.contextmanager
@@ -67,6 +67,16 @@ class Tape:
             return seeds, torch.autograd.grad(
                 outputs, self._leaves, cotangents, create_graph=True, materialize_grads=True
             )
+
+
+def used(results: Sequence[Tensor], values: Mapping[str, Tensor]) -> tuple[str, ...]:
+    """Names of the values on which any of the results depends."""
+    moving = [result for result in results if result.requires_grad]
+    if not moving or not values:
+        return ()
+    seeds = [torch.ones_like(result) for result in moving]
+    found = torch.autograd.grad(moving, list(values.values()), seeds, allow_unused=True, retain_graph=True)
+    return tuple(name for name, gradient in zip(values, found, strict=True) if gradient is not None)
 
 
 def _products(outputs: Sequence[Tensor], inputs: Sequence[Tensor], block: Sequence[Tensor]) -> list[Tensor]:
