@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from kpflow.states.cells import LowRankRNN, RateRNN
 
-__all__ = ["StaticMap", "exact_derivatives", "static_map"]
+__all__ = ["StaticMap", "exact_derivatives", "float64_step", "static_map"]
 
 BOUNDED = (torch.tanh, torch.sigmoid, nn.functional.tanh, nn.functional.sigmoid, torch.erf, torch.atan)
 """Nonlinearities whose values stay within a ball."""
@@ -77,7 +77,7 @@ def static_map(step: Callable[..., Any], inputs: Float[Tensor, "I"], seeds: Floa
             gives no state, is random, mixes the samples of a batch, or has no derivative.
         TypeError: The step does not give a float64 tensor.
     """
-    call = _call(step, inputs, seeds)
+    _, call = float64_step(step, inputs, seeds)
     x = inputs.to(torch.float64)
 
     def function(states: Tensor) -> Any:
@@ -88,14 +88,21 @@ def static_map(step: Callable[..., Any], inputs: Float[Tensor, "I"], seeds: Floa
     return result
 
 
-def _call(step: Callable[..., Any], inputs: Tensor, seeds: Tensor) -> Callable[[Tensor, Tensor], Any]:
-    """The step as a function of (h, x) in float64."""
+def float64_step(
+    step: Callable[..., Any], inputs: Tensor, seeds: Tensor
+) -> tuple[nn.Module | None, Callable[[Tensor, Tensor], Any]]:
+    """The float64 copy of the step's module, None for a function, and the step as a function of (h, x) that uses it."""
     if inspect.ismethod(step) and isinstance(step.__self__, nn.Module):
-        return types.MethodType(step.__func__, _copied(step.__self__))
+        module = _copied(step.__self__)
+        return module, types.MethodType(step.__func__, module)
     if not isinstance(step, nn.Module):
-        return step
+        return None, step
     _check_sizes(step, inputs, seeds)
     module = _copied(step)
+    return module, _call(module)
+
+
+def _call(module: nn.Module) -> Callable[[Tensor, Tensor], Any]:
     if isinstance(module, (RateRNN, LowRankRNN)):
         return module.step
     if isinstance(module, (nn.RNNCell, nn.GRUCell)):
