@@ -2,10 +2,12 @@
 
 import pytest
 import torch
+from benchmarks.optimisers import steps_to
 from torch import nn
 
+import kpflow as kp
 from kpflow.optim import NaturalGradient
-from kpflow.optim.curvature import Curvature
+from kpflow.optim.curvature import Curvature, OfGraph
 from models import F64, randn, seeded
 
 
@@ -27,6 +29,11 @@ def squares(model, inputs, targets):
     return closure
 
 
+def curvature_of(shards, model):
+    parameters = list(model.parameters())
+    return Curvature(shards, [OfGraph(outputs, parameters) for _, outputs in shards], parameters)
+
+
 def flat_parameters(model):
     return torch.cat([p.detach().flatten() for p in model.parameters()])
 
@@ -38,7 +45,7 @@ def gradient_of(closure, model):
 
 def test_curvature_is_that_of_the_gauss_newton_matrix():
     model, inputs, targets, jacobian = problem()
-    curvature = Curvature([squares(model, inputs, targets)()], list(model.parameters()))
+    curvature = curvature_of([squares(model, inputs, targets)()], model)
     block = randn(3, jacobian.shape[1], seed=3)
     torch.testing.assert_close(curvature(block), block @ jacobian.mT @ jacobian)
 
@@ -51,20 +58,20 @@ def test_curvature_of_cross_entropy_is_the_fisher_information():
     metric = torch.block_diag(*(torch.diag(row) - torch.outer(row, row) for row in p))
     block = randn(3, jacobian.shape[1], seed=3)
     expected = block @ jacobian.mT @ metric @ jacobian
-    torch.testing.assert_close(Curvature([(loss, outputs)], list(model.parameters()))(block), expected)
+    torch.testing.assert_close(curvature_of([(loss, outputs)], model)(block), expected)
 
 
 def test_a_loss_that_is_linear_in_the_outputs_counts_them_alike():
     model, inputs, _, jacobian = problem()
     outputs = model(inputs)
     block = randn(3, jacobian.shape[1], seed=3)
-    found = Curvature([(outputs.sum(), outputs)], list(model.parameters()))(block)
+    found = curvature_of([(outputs.sum(), outputs)], model)(block)
     torch.testing.assert_close(found, block @ jacobian.mT @ jacobian / outputs.numel())
 
 
 def test_leading_eigenpairs_are_those_of_the_matrix():
     model, inputs, targets, jacobian = problem()
-    curvature = Curvature([squares(model, inputs, targets)()], list(model.parameters()))
+    curvature = curvature_of([squares(model, inputs, targets)()], model)
     found = curvature.leading(randn(6, jacobian.shape[1], seed=4), 8)
     values, vectors = torch.linalg.eigh(jacobian.mT @ jacobian)
     torch.testing.assert_close(found.values[:4], values.flip(0)[:4], rtol=1e-6, atol=0)
@@ -159,47 +166,6 @@ def test_the_gain_ratio_adapts_the_damping():
     assert len(set(dampings)) > 1
 
 
-def student_and_teacher():
-    """A symmetric tanh network whose leading multiplier must grow from 0.7 to 1.3, through a pitchfork."""
-    generator = torch.Generator().manual_seed(0)
-    basis = torch.linalg.qr(torch.randn(8, 8, generator=generator, dtype=F64)).Q
-    initial = 0.1 * torch.randn(16, 8, generator=generator, dtype=F64)
-    rest = torch.linspace(-0.4, 0.4, 8, dtype=F64)
-
-    def weight(top):
-        return basis @ torch.diag(torch.cat([rest[:-1], torch.tensor([top], dtype=F64)])) @ basis.mT
-
-    def run(weight):
-        states = [initial]
-        for _ in range(25):
-            states.append(torch.tanh(states[-1] @ weight.mT))
-        return torch.stack(states[1:], dim=1)
-
-    return weight(0.7), run, run(weight(1.3)).detach()
-
-
-def steps_to(loss, make, limit):
-    start, run, target = student_and_teacher()
-    weight = nn.Parameter(start)
-    optimiser = make([weight])
-
-    def closure():
-        states = run(weight)
-        return 0.5 * (states - target).square().sum(-1).mean(), states
-
-    for step in range(limit):
-        if isinstance(optimiser, NaturalGradient):
-            reached = optimiser.step(closure)
-        else:
-            reached, _ = closure()
-            optimiser.zero_grad()
-            reached.backward()
-            optimiser.step()
-        if float(reached.detach()) < loss:
-            return step
-    return limit
-
-
 def test_a_bifurcation_is_passed_in_a_third_of_the_steps():
     plain = min(steps_to(1e-4, lambda p, lr=lr: torch.optim.SGD(p, lr=lr), 150) for lr in (0.03, 0.05, 0.1, 0.15, 0.2))
     natural = steps_to(1e-4, lambda p: NaturalGradient(p, lr=1.0, rank=16, form="damped", damping=1e-2, refresh=1), 150)
@@ -243,3 +209,85 @@ def test_a_step_needs_a_closure_and_a_finite_loss():
     outputs = model(torch.ones(1, 2, dtype=F64))
     with pytest.raises(ValueError, match="The loss must be finite; got nan"):
         NaturalGradient(model).step(lambda: ((outputs * torch.nan).sum(), outputs))
+
+
+class ReadOut(nn.Module):
+    """A recurrent network with a read-out."""
+
+    def __init__(self):
+        super().__init__()
+        self.core = nn.RNN(2, 4, batch_first=True)
+        self.read = nn.Linear(4, 3)
+
+    def forward(self, inputs):
+        return self.read(self.core(inputs)[0])
+
+
+@pytest.mark.parametrize("sharded", [False, True])
+@pytest.mark.parametrize("frozen", [(), ("core.bias_hh_l0",)])
+def test_operators_of_the_linearised_model_give_the_step_of_the_graph(sharded, frozen):
+    inputs = randn(4, 5, 2, seed=1)
+    labels = torch.randint(0, 3, (4, 5), generator=torch.Generator().manual_seed(2))
+    shards = [slice(0, 1), slice(1, 4)] if sharded else [slice(0, 4)]
+    results = []
+    for by_operator in (False, True):
+        model = seeded(ReadOut()).to(F64)
+        for name in frozen:
+            model.get_parameter(name).requires_grad_(False)
+
+        def closure(model=model):
+            pairs = []
+            for part in shards:
+                outputs = model(inputs[part])
+                pairs.append((nn.functional.cross_entropy(outputs.flatten(0, 1), labels[part].flatten()), outputs))
+            return pairs
+
+        def jacobian(model=model):
+            lins = [kp.linearise(model, inputs[part]) for part in shards]
+            return [kp.Ntk(lin, readout="outputs").jacobian for lin in lins]
+
+        optimiser = NaturalGradient(model, lr=0.1, rank=4, form="damped", damping=0.1)
+        for _ in range(3):
+            optimiser.step(closure, jacobian=jacobian if by_operator else None)
+        results.append(flat_parameters(model))
+    torch.testing.assert_close(results[1], results[0])
+
+
+def test_states_do_not_depend_on_the_read_out_that_the_optimiser_trains_too():
+    model, inputs = seeded(ReadOut()).to(F64), randn(4, 5, 2, seed=1)
+
+    def closure():
+        states = model.core(inputs)[0]
+        return states.square().mean() + 0 * model.read.weight.sum(), states
+
+    def jacobian():
+        lin = kp.linearise(model.core, inputs)
+        names = {name: f"core.{name}" for name, _ in model.core.named_parameters()}
+        assert [part.name for part in lin.parameters.parts] == list(names)
+        return kp.Ntk(lin).jacobian
+
+    with pytest.raises(ValueError, match="`jacobian` must be one with respect to the trained parameters"):
+        NaturalGradient(model).step(closure, jacobian=jacobian)
+    before = model.read.bias.detach().clone()
+
+    def of_states():
+        return kp.Ntk(kp.linearise(model, inputs, core="core")).jacobian
+
+    NaturalGradient(model, lr=0.1).step(closure, jacobian=of_states)
+    assert torch.equal(model.read.bias, before)
+
+
+def test_a_jacobian_that_does_not_fit_is_refused():
+    model, inputs = seeded(ReadOut()).to(F64), randn(4, 5, 2, seed=1)
+    lin = kp.linearise(model, inputs)
+
+    def closure():
+        outputs = model(inputs)
+        return outputs.square().mean(), outputs
+
+    with pytest.raises(TypeError, match="`jacobian` must give an operator for each shard of the closure, 1; got 3"):
+        NaturalGradient(model).step(closure, jacobian=lambda: 3)
+    with pytest.raises(ValueError, match="`jacobian` must be that of the outputs that the closure gives"):
+        NaturalGradient(model).step(closure, jacobian=lambda: kp.Ntk(lin).jacobian)
+    with pytest.raises(ValueError, match="`jacobian` needs the names of the parameters"):
+        NaturalGradient(model.parameters()).step(closure, jacobian=lambda: kp.Ntk(lin, readout="outputs").jacobian)

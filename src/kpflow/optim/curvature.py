@@ -1,5 +1,6 @@
 """The curvature of a loss through a model: F = Jᵀ H J, from products with the Jacobian J of its outputs."""
 
+import abc
 import dataclasses
 from collections.abc import Sequence
 from typing import final
@@ -8,9 +9,10 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from kpflow.operators import Operator
 from kpflow.states.tapes import Tape, recording
 
-__all__ = ["Curvature", "Leading"]
+__all__ = ["Curvature", "Jacobian", "Leading", "OfGraph", "OfOperator"]
 
 
 @final
@@ -27,6 +29,71 @@ class Leading:
     vectors: Float[Tensor, "K P"]
 
 
+class Jacobian(abc.ABC):
+    """J = ∂y/∂θ of the outputs of one shard, by its products with blocks."""
+
+    @abc.abstractmethod
+    def jvp(self, tangents: Sequence[Tensor]) -> Tensor:
+        """J: from a block `[S, *shape]` for each parameter to one `[S, *outputs.shape]`."""
+
+    @abc.abstractmethod
+    def vjp(self, cotangent: Tensor) -> list[Tensor]:
+        """Jᵀ, its transpose."""
+
+
+@final
+class OfGraph(Jacobian):
+    """The Jacobian of recorded outputs, by reverse mode."""
+
+    def __init__(self, outputs: Tensor, parameters: Sequence[Tensor]) -> None:
+        self._tape = Tape([outputs], parameters)
+
+    def jvp(self, tangents: Sequence[Tensor]) -> Tensor:
+        return self._tape.jvp(tangents)[0]
+
+    def vjp(self, cotangent: Tensor) -> list[Tensor]:
+        return self._tape.vjp([cotangent])
+
+
+@final
+class OfOperator(Jacobian):
+    """The Jacobian as an operator from parameters by name, such as that of an `Ntk`, to the outputs.
+
+    Raises:
+        ValueError: The operator has a parameter that is not trained, in another shape, or another number of outputs.
+    """
+
+    def __init__(self, operator: Operator, outputs: Tensor, parameters: dict[str, Tensor]) -> None:
+        self._operator = operator
+        self._shape = outputs.shape
+        self._names = tuple(parameters)
+        self._shapes = {name: p.shape for name, p in parameters.items()}
+        own = {part.name: tuple(part.shape) for part in operator.in_space.parts}
+        unknown = [name for name, shape in own.items() if self._shapes.get(name) != shape]
+        if unknown:
+            raise ValueError(
+                f"`jacobian` must be one with respect to the trained parameters {list(parameters)}; it has {unknown} "
+                "in other shapes or names. Linearise the model that the optimiser was made with, NaturalGradient(model)."
+            )
+        if operator.out_space.size != outputs.numel():
+            raise ValueError(
+                f"`jacobian` must be that of the outputs that the closure gives, {tuple(outputs.shape)}; it gives "
+                f"{operator.out_space}. For states return the states, for outputs take Ntk(lin, readout='outputs')."
+            )
+
+    def jvp(self, tangents: Sequence[Tensor]) -> Tensor:
+        named = dict(zip(self._names, tangents, strict=True))
+        block = self._operator.in_space.join({part.name: named[part.name] for part in self._operator.in_space.parts})
+        return self._operator(block).reshape(len(block), *self._shape)
+
+    def vjp(self, cotangent: Tensor) -> list[Tensor]:
+        pulled = self._operator.T(cotangent.reshape(len(cotangent), *self._operator.out_shape))
+        parts = self._operator.in_space.split(pulled)
+        return [
+            parts[name] if name in parts else pulled.new_zeros(len(pulled), *self._shapes[name]) for name in self._names
+        ]
+
+
 @final
 class Curvature:
     """F = Jᵀ H J, with J = ∂y/∂θ of outputs y and H = ∂²L/∂y²: the Gauss–Newton matrix, or generalised Fisher matrix.
@@ -36,12 +103,15 @@ class Curvature:
 
     Args:
         shards: Pairs of a loss and outputs with their graph, one for each shard of the trials.
+        jacobians: J of each.
         parameters: The parameters.
     """
 
-    def __init__(self, shards: Sequence[tuple[Tensor, Tensor]], parameters: Sequence[Tensor]) -> None:
+    def __init__(
+        self, shards: Sequence[tuple[Tensor, Tensor]], jacobians: Sequence[Jacobian], parameters: Sequence[Tensor]
+    ) -> None:
         self._parameters = tuple(parameters)
-        self._jacobians = [Tape([outputs], parameters) for _, outputs in shards]
+        self._jacobians = tuple(jacobians)
         self._metrics = [_loss_curvature(loss, outputs) for loss, outputs in shards]
         self._count = sum(outputs.numel() for _, outputs in shards)
 
@@ -51,7 +121,7 @@ class Curvature:
         total = torch.zeros_like(block)
         for jacobian, metric in zip(self._jacobians, self._metrics, strict=True):
             moved = jacobian.jvp(tangents)
-            total += joined(jacobian.vjp([m / self._count for m in moved] if metric is None else metric.vjp(moved)))
+            total += joined(jacobian.vjp(moved / self._count if metric is None else metric.vjp([moved])[0]))
         return total
 
     def leading(self, start: Float[Tensor, "S P"], passes: int) -> Leading:
