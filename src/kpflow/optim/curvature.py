@@ -73,7 +73,7 @@ class OfOperator(Jacobian):
         if unknown:
             raise ValueError(
                 f"`jacobian` must be one with respect to the trained parameters {list(parameters)}; it has {unknown} "
-                "in other shapes or names. Linearise the model that the optimiser was made with, NaturalGradient(model)."
+                "in other shapes or names. Linearise the model that the optimiser was made with."
             )
         if operator.out_space.size != outputs.numel():
             raise ValueError(
