@@ -5,6 +5,7 @@ from .cores import cores
 from .gate_cores import GateCore
 from .jacobians import ImmediateJacobian, OutputJacobian, StateJacobian
 from .ntk import Ntk
+from .objectives import Objectives, objectives
 from .parameter import ParameterKernel
 from .propagator import Generator, Propagator
 from .response import Response, response
@@ -17,6 +18,7 @@ __all__ = [
     "ImmediateJacobian",
     "JointCore",
     "Ntk",
+    "Objectives",
     "OutputJacobian",
     "ParameterKernel",
     "Propagator",
@@ -24,5 +26,6 @@ __all__ = [
     "SiteCore",
     "StateJacobian",
     "cores",
+    "objectives",
     "response",
 ]

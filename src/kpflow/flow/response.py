@@ -11,7 +11,7 @@ from torch import Tensor
 from kpflow._checks import check_finite, check_positive
 from kpflow.states import Linearisation
 
-__all__ = ["Response", "response"]
+__all__ = ["Response", "error_signal", "response"]
 
 
 @final
@@ -77,11 +77,11 @@ def response(
     if of == "outputs" and readout is None:
         raise ValueError('The model has no outputs. Give a loss of the states, with of="states".')
     if of == "outputs" and readout is not None:
-        value, output_error = _error_signal(loss, readout.outputs)
+        value, output_error = error_signal(loss, readout.outputs)
         error = readout.state_vjp(output_error.unsqueeze(0))
         direct = readout.parameter_vjp(output_error.unsqueeze(0))
     else:
-        value, state_error = _error_signal(loss, linearisation.states)
+        value, state_error = error_signal(loss, linearisation.states)
         error, direct = state_error.unsqueeze(0), linearisation.parameters.zeros(1)
     adjoint = linearisation.propagate_adjoint(error)
     through_states = linearisation.parameter_vjp(adjoint)
@@ -98,7 +98,7 @@ def response(
     )
 
 
-def _error_signal(loss: Callable[[Tensor], Tensor], at: Tensor) -> tuple[float, Tensor]:
+def error_signal(loss: Callable[[Tensor], Tensor], at: Tensor) -> tuple[float, Tensor]:
     """L and its gradient at a leaf copy of `at`."""
     with torch.enable_grad():
         point = at.detach().clone().requires_grad_()
