@@ -1,0 +1,81 @@
+"""Branch points: refined by Newton's method on a regular system, and the tangent of the branch that crosses there."""
+
+import torch
+from torch import Tensor
+
+from .curves import Curve, Place, null_space
+from .steps import distance
+
+__all__ = ["crossing_tangent", "refined_branch_point"]
+
+STEPS = 12
+"""The most steps of Newton's method."""
+
+FAR = 0.05
+"""The most that it may move a branch point, relative to 1 + ‖u‖."""
+
+DEGENERATE = 1e-8
+"""Coefficients of the bifurcation equation that are as good as zero, relative to the largest second derivative."""
+
+
+def refined_branch_point(curve: Curve, place: Place) -> Place:
+    """The branch point near a place, to rounding, by a minimally augmented system; the place itself if that fails.
+
+    Along a branch, a branch point is known to the root of rounding only, for Newton's method is singular there. With
+    the null vectors N of DG (two) and ψ of DGᵀ, the system G(u) + β ψ = 0, g(u) = 0 is regular, where DG X + ψ g = 0
+    and N X = I (Govaerts 2000, chapter 6).
+    """
+    u, beta = place.u, place.u.new_zeros(1)
+    nulls, left = null_space(curve.linearised(u)[1], 2)
+    for _ in range(STEPS):
+        value, slopes = curve.linearised(u)
+        bordered = _bordered(slopes, left, nulls)
+        unit = torch.eye(len(bordered), dtype=u.dtype, device=u.device)
+        columns = torch.linalg.solve_ex(bordered, unit[:, -2:])[0]
+        weights = torch.linalg.solve_ex(bordered.mT, unit[:, -1])[0][: len(value)]
+        rows = -torch.stack([_curvature(curve, u, weights, column) for column in columns[:-1].unbind(dim=1)])
+        system = _bordered(slopes, left, rows)
+        change = torch.linalg.solve_ex(system, torch.cat([value + beta * left, columns[-1]]))[0]
+        u, beta = u - change[:-1], beta - change[-1:]
+        if not bool(torch.isfinite(u).all()) or distance(place.u, u) > FAR:
+            return place
+        if float(change.norm()) <= 1e-14 * (1 + float(u.norm())):
+            break
+    if not curve.is_near(u, curve.linearised(u)[0]):
+        return place
+    return curve.place(u, place.tangent) or place
+
+
+def crossing_tangent(curve: Curve, u: Tensor, tangent: Tensor) -> Tensor:
+    """The tangent of the other branch, from the equation α² c₁₁ + 2 α β c₁₂ + β² c₂₂ = 0 of tangents α φ₁ + β φ₂.
+
+    φ₁ is the known tangent, so that c₁₁ = 0; φ₂ is normal to it in the null space of DG; cᵢⱼ = ⟨ψ, D²G[φᵢ, φⱼ]⟩. Where
+    the equation is degenerate, φ₂ itself.
+    """
+    nulls, left = null_space(curve.linearised(u)[1], 2)
+    second = nulls - (nulls @ tangent)[:, None] * tangent
+    second = second[second.norm(dim=1).argmax()]
+    second = second / second.norm()
+    bend = _curvature(curve, u, left, second)
+    mixed, own = float(bend @ tangent), float(bend @ second)
+    if max(abs(mixed), abs(own)) <= DEGENERATE * (1 + float(bend.norm())):
+        return second
+    other = -own * tangent + 2 * mixed * second
+    return other / other.norm()
+
+
+def _bordered(slopes: Tensor, column: Tensor, rows: Tensor) -> Tensor:
+    """[[DG, ψ], [rows, 0]], square."""
+    return torch.cat(
+        [torch.cat([slopes, column[:, None]], dim=1), torch.cat([rows, rows.new_zeros(len(rows), 1)], dim=1)]
+    )
+
+
+def _curvature(curve: Curve, u: Tensor, weights: Tensor, direction: Tensor) -> Tensor:
+    """⟨w, D²G(u)[v, ·]⟩, by two backward passes."""
+    start = u.detach().clone().requires_grad_()
+    (slope,) = torch.autograd.grad(weights @ curve.residual(start), start, create_graph=True)
+    product = slope @ direction
+    if not product.requires_grad:  # G is linear
+        return torch.zeros_like(u)
+    return torch.autograd.grad(product, start)[0]
