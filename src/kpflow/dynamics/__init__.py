@@ -1,42 +1,56 @@
 """Recurrent steps → invariants of their dynamics: fixed points with multipliers, and normal forms of bifurcations."""
 
+from .branches import Branch, Ending, Event
+from .continuation import continue_branch
 from .critical_points import CriticalPoint, Unfolding, critical
 from .cycles import Cycles, CycleStatus, find_cycles
+from .diagrams import Diagram, bifurcation_diagram, switch_branch
 from .fixed_points import find_fixed_points
 from .forms import NormalForm
 from .graphs import BifurcationGraph, Move, Reachable, bifurcation_graph
 from .landscapes import amplification, loss_landscape, scalar_propagator, sensitivity, trajectory
 from .normal_forms import flip, fold, hopf, neimark_sacker, pitchfork, reduced_equation
+from .paths import checkpoint_path, input_path
 from .periods import Periods, detect_periods
 from .piecewise import PiecewiseLinear
 from .points import FixedPoints, IndexVerdict, SlowPoints, Status
-from .scalar_forms import HopfForm, NeimarkSackerForm, PolynomialForm, ScalarForm, reduced_form, scalar_form
 from .regions import Continuum
 from .relu_regions import RegionPoints, find_region_points
+from .scalar_forms import HopfForm, NeimarkSackerForm, PolynomialForm, ScalarForm, reduced_form, scalar_form
+from .training_paths import PathEnd, TrainingPath, follow_training, training_path
 
 __all__ = [
     "BifurcationGraph",
-    "CriticalPoint",
+    "Branch",
     "Continuum",
+    "CriticalPoint",
     "CycleStatus",
     "Cycles",
+    "Diagram",
+    "Ending",
+    "Event",
     "FixedPoints",
     "HopfForm",
     "IndexVerdict",
     "Move",
     "NeimarkSackerForm",
     "NormalForm",
+    "PathEnd",
     "Periods",
     "PiecewiseLinear",
-    "RegionPoints",
     "PolynomialForm",
     "Reachable",
+    "RegionPoints",
     "ScalarForm",
     "SlowPoints",
     "Status",
+    "TrainingPath",
     "Unfolding",
     "amplification",
+    "bifurcation_diagram",
     "bifurcation_graph",
+    "checkpoint_path",
+    "continue_branch",
     "critical",
     "detect_periods",
     "find_cycles",
@@ -44,7 +58,9 @@ __all__ = [
     "find_region_points",
     "flip",
     "fold",
+    "follow_training",
     "hopf",
+    "input_path",
     "loss_landscape",
     "neimark_sacker",
     "pitchfork",
@@ -53,5 +69,7 @@ __all__ = [
     "scalar_form",
     "scalar_propagator",
     "sensitivity",
+    "switch_branch",
+    "training_path",
     "trajectory",
 ]

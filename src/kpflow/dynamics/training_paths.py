@@ -30,7 +30,7 @@ MATCH = 1e-5
 
 @final
 @dataclasses.dataclass(frozen=True, eq=False)
-class Side:
+class PathEnd:
     """The fixed points at one checkpoint, as the branches tell of them.
 
     Args:
@@ -65,8 +65,8 @@ class TrainingPath:
     branches: tuple[Branch, ...]
     events: tuple[Event, ...]
     between: tuple[float, float]
-    first: Side
-    last: Side
+    first: PathEnd
+    last: PathEnd
 
     @property
     def continued(self) -> tuple[tuple[int, int], ...]:
@@ -250,7 +250,7 @@ def _is_same(point: Tensor, state: Tensor) -> bool:
     return float((point - state).norm()) <= MATCH * (1 + float(point.norm()))
 
 
-def _side(branches: Sequence[Branch], points: Tensor, s: float) -> Side:
+def _side(branches: Sequence[Branch], points: Tensor, s: float) -> PathEnd:
     """Arrivals and given points, matched one to one."""
     arrivals = _arrivals(branches, s)
     labels, free = [-1] * len(points), set(range(len(arrivals)))
@@ -264,7 +264,7 @@ def _side(branches: Sequence[Branch], points: Tensor, s: float) -> Side:
     missed = [arrivals[j][1] for j in sorted(free)]
     ends = [(branch, end) for branch in branches for end in (0, -1) if float(branch.parameters[end]) == s]
     index = sum(_index(branch.multipliers[end]) for branch, end in ends)
-    return Side(points, tuple(labels), torch.stack(missed) if missed else points[:0], index)
+    return PathEnd(points, tuple(labels), torch.stack(missed) if missed else points[:0], index)
 
 
 def _index(multipliers: Tensor) -> int:
@@ -273,7 +273,7 @@ def _index(multipliers: Tensor) -> int:
     return int((1 - real).sign().prod())
 
 
-def _turning(branches: Sequence[Branch], side: Side, s: float) -> tuple[tuple[int, ...], ...]:
+def _turning(branches: Sequence[Branch], side: PathEnd, s: float) -> tuple[tuple[int, ...], ...]:
     """Given points by branch, of the branches that begin and end at this side."""
     groups: dict[int, list[int]] = collections.defaultdict(list)
     for i, number in enumerate(side.branch):
