@@ -12,7 +12,7 @@ from torch import nn
 
 from helpers import close, randn
 from kpflow import dynamics
-from kpflow.dynamics import IndexVerdict, Status, find_fixed_points
+from kpflow.dynamics import IndexVerdict, Status, Stop, find_fixed_points
 from kpflow.dynamics.maps import exact_derivatives, static_map
 from kpflow.states.cells import LowRankRNN, RateRNN
 
@@ -92,9 +92,10 @@ def test_seeds_are_told_their_points():
 
 def test_too_few_seeds_are_found_out():
     points = find_fixed_points(
-        lambda h, x: torch.tanh(2 * h + x), torch.zeros(1), torch.tensor([[0.9], [-0.9]]), bounded=True
+        lambda h, x: torch.tanh(2 * h + x), torch.zeros(1), torch.tensor([[0.9], [-0.9]]), bounded=True, rounds=0
     )
     assert (len(points.states), points.index_sum, points.index_verdict) == (2, 2, IndexVerdict.MISSING)
+    assert (points.added, points.stopped) == (0, Stop.ROUNDS)
 
 
 def test_beyond_the_fold_there_is_a_root_and_a_ghost():

@@ -13,10 +13,11 @@ from .normal_forms import flip, fold, hopf, neimark_sacker, pitchfork, reduced_e
 from .paths import checkpoint_path, input_path
 from .periods import Periods, detect_periods
 from .piecewise import PiecewiseLinear
-from .points import FixedPoints, IndexVerdict, SlowPoints, Status
+from .points import FixedPoints, IndexVerdict, SlowPoints, Status, Stop
 from .regions import Continuum
 from .relu_regions import RegionPoints, find_region_points
 from .scalar_forms import HopfForm, NeimarkSackerForm, PolynomialForm, ScalarForm, reduced_form, scalar_form
+from .seeds import seeds_from
 from .training_paths import PathEnd, TrainingPath, follow_training, training_path
 
 __all__ = [
@@ -44,6 +45,7 @@ __all__ = [
     "ScalarForm",
     "SlowPoints",
     "Status",
+    "Stop",
     "TrainingPath",
     "Unfolding",
     "amplification",
@@ -68,6 +70,7 @@ __all__ = [
     "reduced_form",
     "scalar_form",
     "scalar_propagator",
+    "seeds_from",
     "sensitivity",
     "switch_branch",
     "training_path",

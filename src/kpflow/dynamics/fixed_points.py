@@ -5,29 +5,19 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
-from jaxtyping import Float, Int
-from torch import Tensor
+from torch import Tensor, nn
 
-from kpflow._checks import check_finite, check_positive, check_range, check_tensor
+from kpflow._checks import check_finite, check_generator, check_positive, check_range, check_tensor
 
-from .maps import StaticMap, exact_derivatives, static_map
-from .points import FixedPoints, IndexVerdict, SlowPoints, Status, spectrum
-from .searches import Searched, search
+from .certificates import kantorovich
+from .deadlines import deadline_in
+from .maps import StaticMap, exact_derivatives, float64_copy, static_map
+from .merging import SLOW_APART, bounds, distinct, index
+from .points import FixedPoints, SlowPoints, Status, Stop, spectrum
+from .rounds import Plan, searched_in_rounds
+from .searches import Searched, held
 
 __all__ = ["find_fixed_points"]
-
-PIECE_ENTRIES = 2**22
-"""Entries of the Jacobians that are kept at once: seeds are searched from in pieces."""
-
-COARSE = 1e-3
-"""The most that an error bound may merge, relative to 1 + ‖h‖: at a singular I − J it would be infinite."""
-
-SLOW_APART = 1e-3
-"""Slow points that are nearer, relative to 1 + ‖h‖, are one: a minimum of q is known to the root of rounding only."""
-
-
-NEAR_ONE = 1e-6
-"""|1 − μ| below which the sign of det(I − J) is not trusted: at a double root it is about √tolerance."""
 
 
 def find_fixed_points(
@@ -42,17 +32,24 @@ def find_fixed_points(
     marginal: float = 1e-3,
     dt: float = 1.0,
     bounded: bool | None = None,
+    flow: bool = False,
+    readout: Callable[[Tensor], Tensor] | None = None,
+    rounds: int = 6,
+    time_limit: float | None = None,
+    generator: torch.Generator | None = None,
 ) -> FixedPoints:
     """Solutions of h = F(h), F = step(·, x), from many seeds at once, in float64 whatever the dtype of the model.
 
     From every seed by itself: Adam on q(h) = ½‖F(h) − h‖², which finds saddles that faster methods leave;
     Levenberg–Marquardt; Newton. States of tanh RNNs, GRUs and LSTMs are kept within |h| ≤ 1, where all their fixed
-    points are. Points that are nearer than the sum of their error bounds 2‖(I − J)⁻¹ (F(h) − h)‖,
-    plus `merge` (1 + ‖h‖), are one.
+    points are. GRUs and LSTMs are searched first with gates that hold nothing back, which have the same fixed points
+    but not the minima of q where an update or forget gate is almost 1. Points that are nearer than the sum of their
+    error bounds 2‖(I − J)⁻¹ (F(h) − h)‖, plus `merge` (1 + ‖h‖), are one.
 
-    If F maps a ball into itself, then Σ sign det(I − J) = 1 over all its fixed points, if all are regular (Brouwer's
-    degree). Another sum shows that some are missing: give more seeds, such as convex mixes of states of trajectories.
-    A sum of 1 does not show that all were found.
+    If a continuous F maps a ball into itself, then Σ sign det(I − J) = 1 over all its fixed points, if all are regular
+    (Brouwer's degree). Another sum shows that some are missing: then there are further rounds of seeds, from mixes of
+    the points found and by deflation, until the sum is 1 and nothing new turns up. A sum of 1 does not show that all
+    were found. Good seeds are made by `seeds_from`.
 
     Args:
         step: `nn.RNNCell`, `GRUCell`, `LSTMCell`; `nn.RNN`, `GRU`, `LSTM` of one layer; `RateRNN`, `LowRankRNN`; any
@@ -66,9 +63,16 @@ def find_fixed_points(
         iterations: The most steps of Levenberg–Marquardt.
         merge: See above.
         marginal: | |μ| − 1 | below which a point counts as marginal.
-        dt: Duration of a step, for time scales.
-        bounded: Whether F maps some ball into itself; None for what is known: so do tanh RNNs, GRUs, LSTMs, and leaky
-            networks with tanh, sigmoid, erf or atan.
+        dt: Duration of a step, for time scales; of a flow nothing.
+        bounded: Whether F maps some ball into itself (of a flow: whether f points inwards on a sphere); None for what
+            is known: so do tanh RNNs, GRUs, LSTMs, and leaky networks with tanh, sigmoid, erf or atan.
+        flow: Whether `step` is the vector field f(h, x) of dh/dt = f, whose zeros are asked for: then all of the above
+            is with F(h) = h + f(h), so that I − J = −∂f/∂h; eigenvalues are those of ∂f/∂h.
+        readout: Outputs from states `[k, H]`, a function or a module, which is copied to float64.
+        rounds: The most further rounds of at most 256 seeds each.
+        time_limit: Seconds after which searches end where they are; None for no limit. A call of the step is never
+            interrupted, and what was found is described after that.
+        generator: Source of the seeds of further rounds; None for a fresh one seeded with 0.
 
     Returns:
         Fixed points and, apart from them, slow points; how the search from each seed ended.
@@ -77,10 +81,11 @@ def find_fixed_points(
         TypeError: `inputs` or `seeds` are no floating-point tensors, or the step gives no float64 tensor.
         ValueError: `inputs` is not static, shapes do not fit, `inputs` or `seeds` are not finite, a number is out of
             range, the module has several layers or directions or cannot be copied, the step fails, is random, mixes
-            samples or cannot be differentiated.
+            samples or cannot be differentiated; a flow is a discrete cell; the read-out fails.
 
     References:
-        Sussillo and Barak 2013; Golub and Sussillo 2018; Moré 1978 (Levenberg–Marquardt); Milnor 1965 (degree).
+        Sussillo and Barak 2013; Golub and Sussillo 2018; Moré 1978 (Levenberg–Marquardt); Milnor 1965 (degree);
+        Farrell, Birkisson and Funke 2015 (deflation); Deuflhard 2011 (Newton and Kantorovich).
 
     Example:
         >>> points = find_fixed_points(lambda h, x: torch.tanh(2 * h + x), torch.zeros(1), torch.randn(
@@ -92,107 +97,101 @@ def find_fixed_points(
     """
     _check_arguments(inputs, seeds)
     _check_numbers(tolerance, descent, iterations, merge, marginal, dt)
+    check_range("rounds", rounds, 0, integer=True)
+    source = check_generator("generator", generator, seeds.device)
+    deadline = deadline_in(time_limit)
     with exact_derivatives():
         starts = seeds.detach().to(torch.float64).clone()
-        mapping = static_map(step, inputs.detach().to(torch.float64).clone(), starts)
+        mapping = static_map(step, inputs.detach().to(torch.float64).clone(), starts, flow=flow)
         if bounded is not None:
             mapping = dataclasses.replace(mapping, bounded=bounded)
-        pieces = starts.split(max(1, PIECE_ENTRIES // starts.shape[1] ** 2))
         unit = float(starts.abs().mean(dim=1).median()) or 1.0
-        found = _joined([search(mapping, piece, unit, tolerance, descent, iterations) for piece in pieces])
-        return _described(mapping, found, merge, marginal, dt)
+        plan = Plan(unit, tolerance, descent, iterations, merge, rounds, deadline, source)
+        found, stopped = searched_in_rounds(mapping, starts, plan)
+        points = _described(mapping, found, len(starts), stopped, merge, marginal, dt)
+        return points if readout is None else dataclasses.replace(points, outputs=_read(readout, points.states))
 
 
-def _joined(parts: list[Searched]) -> Searched:
-    names = [field.name for field in dataclasses.fields(Searched)]
-    return Searched(**{name: torch.cat([getattr(part, name) for part in parts]) for name in names})
-
-
-def _described(mapping: StaticMap, found: Searched, merge: float, marginal: float, dt: float) -> FixedPoints:
+def _described(
+    mapping: StaticMap, found: Searched, given: int, stopped: Stop, merge: float, marginal: float, dt: float
+) -> FixedPoints:
     """The tables of roots and of slow points, and who came to them."""
     point = torch.full((len(found.states),), -1, device=found.states.device)
-    at, labels = _distinct(found, found.root, _bounds(mapping, found.states[found.root]), merge)
+    at, labels = distinct(found, found.root, bounds(mapping, found.states[found.root]), merge)
     states = found.states[at]
     jacobians = mapping.linearised(states)[1]
-    eigen = spectrum(jacobians)
-    order = (eigen.multipliers.abs() > 1).sum(dim=1).argsort(stable=True)
+    eigen = spectrum(_own(mapping, jacobians), flow=mapping.flow)
+    order = _unstable(mapping, eigen.multipliers).argsort(stable=True)
     point[found.root] = order.argsort()[labels]
-    slow_at, slow_labels = _distinct(found, found.flat, torch.zeros(int(found.flat.sum())).to(states), SLOW_APART)
+    slow_at, slow_labels = distinct(found, found.flat, torch.zeros(int(found.flat.sum())).to(states), SLOW_APART)
     point[found.flat] = slow_labels
-    total, verdict = _index(jacobians, eigen.multipliers, mapping.bounded)
+    ones = eigen.multipliers + 1 if mapping.flow else eigen.multipliers
+    total, verdict = index(jacobians, ones, mapping.bounded)
+    assert mapping.of_input is not None  # as `static_map` makes it
     return FixedPoints(
-        states[order],
-        found.residual[at][order],
-        _bounds(mapping, states)[order],
-        jacobians[order],
-        eigen.multipliers[order],
-        eigen.right[order],
-        eigen.left[order],
-        eigen.condition[order],
-        total,
-        verdict,
-        _slow(mapping, found.states[slow_at], found.residual[slow_at]),
-        _statuses(found),
-        point,
-        float(dt),
-        float(marginal),
+        states=states[order],
+        residual=found.residual[at][order],
+        error=bounds(mapping, states)[order],
+        kantorovich=kantorovich(mapping, states, jacobians)[order],
+        jacobians=_own(mapping, jacobians)[order],
+        input_jacobians=mapping.of_input(states[order]),
+        multipliers=eigen.multipliers[order],
+        right=eigen.right[order],
+        left=eigen.left[order],
+        condition=eigen.condition[order],
+        index_sum=total,
+        index_verdict=verdict,
+        slow=_slow(mapping, found.states[slow_at], found.residual[slow_at]),
+        status=_statuses(mapping, found, stopped)[:given],
+        point=point[:given],
+        added=len(point) - given,
+        stopped=stopped,
+        outputs=None,
+        flow=mapping.flow,
+        dt=float(dt),
+        marginal=float(marginal),
     )
 
 
-def _bounds(mapping: StaticMap, states: Float[Tensor, "k H"]) -> Float[Tensor, "k"]:
-    """2‖(I − J)⁻¹ (F(h) − h)‖, twice that where I − J is nearly singular, at most COARSE (1 + ‖h‖).
-
-    At a triple root, such as a pitchfork, Newton's step is a third of the distance.
-    """
-    most = COARSE * (1 + states.norm(dim=1))
-    bounds = []
-    for piece in states.split(max(1, PIECE_ENTRIES // states.shape[1] ** 2)):
-        values, jacobians = mapping.linearised(piece)
-        eye = torch.eye(piece.shape[1], dtype=piece.dtype, device=piece.device)
-        offset = torch.linalg.solve_ex(eye - jacobians, (values - piece)[:, :, None])[0]
-        size, distance = (values - piece).norm(dim=1), offset[:, :, 0].norm(dim=1)
-        bounds.append(torch.where(NEAR_ONE * distance > size, 4 * distance, 2 * distance))
-    return torch.minimum(torch.cat(bounds).nan_to_num(nan=torch.inf), most)
+def _own(mapping: StaticMap, jacobians: Tensor) -> Tensor:
+    """∂F/∂h of a map, ∂f/∂h of a flow."""
+    if not mapping.flow:
+        return jacobians
+    return jacobians - torch.eye(jacobians.shape[-1], dtype=jacobians.dtype, device=jacobians.device)
 
 
-def _distinct(
-    found: Searched, kept: Tensor, radii: Float[Tensor, "m"], apart: float
-) -> tuple[Int[Tensor, "k"], Int[Tensor, "m"]]:
-    """Where the distinct ones of the kept states are, the best residuals first, and the one of each kept state."""
-    index = kept.nonzero()[:, 0]
-    index, radii = index[found.residual[index].argsort(stable=True)], radii[found.residual[index].argsort(stable=True)]
-    states = found.states[index]
-    reach = radii + apart * (1 + states.norm(dim=1))
-    labels = torch.full_like(index, -1)
-    chosen: list[int] = []
-    while bool((labels < 0).any()):
-        best = int((labels < 0).nonzero()[0])
-        near = (states - states[best]).norm(dim=1) <= reach + radii[best]
-        labels[near & (labels < 0)] = len(chosen)
-        chosen.append(best)
-    return index[chosen], labels[index.argsort()]
+def _unstable(mapping: StaticMap, multipliers: Tensor) -> Tensor:
+    return (multipliers.real > 0 if mapping.flow else multipliers.abs() > 1).sum(dim=1)
 
 
-def _index(jacobians: Tensor, multipliers: Tensor, bounded: bool) -> tuple[int, IndexVerdict]:
-    """Σ sign det(I − J), and what it tells."""
-    eye = torch.eye(jacobians.shape[-1], dtype=jacobians.dtype, device=jacobians.device)
-    total = int(torch.linalg.slogdet(eye - jacobians)[0].sum())
-    if not bounded:
-        return total, IndexVerdict.NOT_APPLICABLE
-    if bool(((1 - multipliers).abs() < NEAR_ONE).any()):
-        return total, IndexVerdict.SINGULAR
-    return total, IndexVerdict.CONSISTENT if total == 1 else IndexVerdict.MISSING
+def _read(readout: Callable[[Tensor], Tensor], states: Tensor) -> Tensor:
+    """The outputs at the states, by a float64 copy of a module."""
+    read = float64_copy(readout, "readout") if isinstance(readout, nn.Module) else readout
+    try:
+        outputs = read(states)
+    except Exception as error:
+        raise ValueError(
+            f"`readout` fails at states of shape {tuple(states.shape)} in float64: {type(error).__name__}: {error}. It "
+            "takes the whole state, of an LSTM h and c side by side; the tensors of a function must be float64."
+        ) from error
+    if not isinstance(outputs, Tensor) or outputs.shape[:1] != states.shape[:1]:
+        got = tuple(outputs.shape) if isinstance(outputs, Tensor) else type(outputs).__name__
+        raise ValueError(f"`readout` must give a tensor with a row for each of {len(states)} states; got {got}.")
+    return outputs.detach()
 
 
 def _slow(mapping: StaticMap, states: Tensor, residual: Tensor) -> SlowPoints:
-    return SlowPoints(states, residual, spectrum(mapping.linearised(states)[1]).multipliers)
+    jacobians = _own(mapping, mapping.linearised(states)[1])
+    return SlowPoints(states, residual, spectrum(jacobians, flow=mapping.flow).multipliers)
 
 
-def _statuses(found: Searched) -> tuple[Status, ...]:
-    ends = zip(found.root.tolist(), found.flat.tolist(), found.lost.tolist(), strict=True)
+def _statuses(mapping: StaticMap, found: Searched, stopped: Stop) -> tuple[Status, ...]:
+    at_limit = held(mapping, found.states)
+    late = Status.TIMEOUT if stopped is Stop.TIME else Status.MAXITER
+    ends = zip(*(column.tolist() for column in (found.root, found.flat, found.lost, at_limit)), strict=True)
     return tuple(
-        Status.ROOT if root else Status.SLOW if flat else Status.DIVERGED if lost else Status.MAXITER
-        for root, flat, lost in ends
+        Status.ROOT if root else Status.SLOW if flat else Status.DIVERGED if lost else Status.HELD if limited else late
+        for root, flat, lost, limited in ends
     )
 
 

@@ -7,9 +7,10 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
+from .deadlines import NEVER, Deadline
 from .maps import StaticMap
 
-__all__ = ["Searched", "search"]
+__all__ = ["Searched", "held", "judged", "newton", "search"]
 
 RATE = 1e-2
 """Step of Adam, in units of the size of an entry of the seeds; 1, a default elsewhere, loses most points (measured)."""
@@ -46,12 +47,31 @@ class Searched:
 
 
 def search(
-    mapping: StaticMap, seeds: Float[Tensor, "n H"], unit: float, tolerance: float, descent: int, iterations: int
+    mapping: StaticMap,
+    seeds: Float[Tensor, "n H"],
+    unit: float,
+    tolerance: float,
+    descent: int,
+    iterations: int,
+    deadline: Deadline = NEVER,
 ) -> Searched:
-    """All three stages, from each seed by itself; `unit` is the size of a state entry."""
-    states = _descend(mapping, mapping.confined(seeds), RATE * unit, descent)
-    states = _levenberg_marquardt(mapping, states, tolerance, iterations)
-    states = _newton(mapping, states, steps=3)
+    """All three stages, from each seed by itself; `unit` is the size of a state entry.
+
+    Where the map has a target with the same roots, on that first; then, from the seeds that gave none, on itself.
+    """
+    if mapping.target is None:
+        return _searched(mapping, seeds, unit, tolerance, descent, iterations, deadline)
+    eased = _searched(mapping.target, seeds, unit, tolerance, descent, iterations, deadline)
+    states = torch.where(eased.root[:, None], eased.states, seeds)
+    found = judged(mapping, newton(mapping, states, steps=3), seeds, unit, tolerance)
+    rest = (~found.root).nonzero()[:, 0]
+    again = _searched(mapping, seeds[rest], unit, tolerance, descent, iterations, deadline)
+    names = [field.name for field in dataclasses.fields(Searched)]
+    return Searched(**{name: getattr(found, name).index_copy(0, rest, getattr(again, name)) for name in names})
+
+
+def judged(mapping: StaticMap, states: Tensor, seeds: Tensor, unit: float, tolerance: float) -> Searched:
+    """What the ends of searches from the seeds are."""
     residual, gradient = mapping.pulled(states)
     size, slope = residual.norm(dim=1), gradient.norm(dim=1)
     limit = FAR * (unit + seeds.norm(dim=1))
@@ -61,10 +81,38 @@ def search(
     return Searched(states, size, root, ~lost & ~root & inside & (slope <= NEARLY_FLAT * size), lost)
 
 
-def _descend(mapping: StaticMap, states: Tensor, rate: float, steps: int) -> Tensor:
+def held(mapping: StaticMap, states: Float[Tensor, "n H"]) -> Bool[Tensor, "n"]:
+    """Whether ½‖r‖² would fall only beyond the limits: where that of a gated state does, there is no fixed point."""
+    residual, gradient = mapping.pulled(states)
+    pinned = _pinned(mapping, states, gradient)
+    return pinned.any(dim=1) & (torch.where(pinned, 0.0, gradient).norm(dim=1) <= NEARLY_FLAT * residual.norm(dim=1))
+
+
+def _searched(
+    mapping: StaticMap,
+    seeds: Tensor,
+    unit: float,
+    tolerance: float,
+    descent: int,
+    iterations: int,
+    deadline: Deadline,
+) -> Searched:
+    states = _descend(mapping, mapping.confined(seeds), RATE * unit, descent, deadline)
+    states = _levenberg_marquardt(mapping, states, tolerance, iterations, deadline)
+    return judged(mapping, newton(mapping, states, steps=3), seeds, unit, tolerance)
+
+
+def _pinned(mapping: StaticMap, states: Tensor, gradient: Tensor) -> Tensor:
+    """Entries at their limit that would go on outwards: Kuhn and Tucker let them stay."""
+    return (states.abs() >= mapping.limits) & (gradient * states < 0)
+
+
+def _descend(mapping: StaticMap, states: Tensor, rate: float, steps: int, deadline: Deadline) -> Tensor:
     """Adam on Σ ½‖r‖²: the sum, so that a sample's step does not depend on how many there are."""
     mean, square = torch.zeros_like(states), torch.zeros_like(states)
     for count in range(1, steps + 1):
+        if deadline.over:
+            break
         _, gradient = mapping.pulled(states)
         fine = torch.isfinite(gradient).all(dim=1, keepdim=True)
         gradient = torch.where(fine, gradient, 0.0)
@@ -75,7 +123,9 @@ def _descend(mapping: StaticMap, states: Tensor, rate: float, steps: int) -> Ten
     return states
 
 
-def _levenberg_marquardt(mapping: StaticMap, states: Tensor, tolerance: float, iterations: int) -> Tensor:
+def _levenberg_marquardt(
+    mapping: StaticMap, states: Tensor, tolerance: float, iterations: int, deadline: Deadline
+) -> Tensor:
     """Levenberg–Marquardt with Moré's scaling (1978) and Nielsen's damping by the gain ratio, a damping per sample.
 
     A damping of 1 at first: small ones leave saddles for the stable points beside them (measured).
@@ -87,17 +137,20 @@ def _levenberg_marquardt(mapping: StaticMap, states: Tensor, tolerance: float, i
     damping, growth = states.new_ones(len(states)), states.new_full((len(states),), 2.0)
     open_ = torch.isfinite(residuals).all(dim=1) & torch.isfinite(slopes).all(dim=2).all(dim=1)
     for _ in range(iterations):
-        open_ &= ~_settled(states, residuals, slopes, tolerance) & (damping < STUCK)
-        at = open_.nonzero()[:, 0]
-        if not len(at):
-            break
+        at = (open_ & (damping < STUCK)).nonzero()[:, 0]
         h, r, slope = states[at], residuals[at], slopes[at]
+        gradient = (slope.mT @ r[:, :, None])[:, :, 0]
+        pinned = _pinned(mapping, h, gradient)
+        gradient = torch.where(pinned, 0.0, gradient)
+        size = r.norm(dim=1)
+        going = (size > tolerance * (1 + h.norm(dim=1))) & (gradient.norm(dim=1) > FLAT * size)
+        open_[at[~going]] = False
+        if deadline.over or not bool(going.any()):
+            break
+        at, h, r, slope, gradient, pinned = (part[going] for part in (at, h, r, slope, gradient, pinned))
         scales[at] = torch.maximum(scales[at], slope.square().sum(dim=1)).clamp_min(1e-12)
         damped = damping[at, None] * scales[at]
-        gradient = (slope.mT @ r[:, :, None])[:, :, 0]
-        # Kuhn and Tucker: at a limit, entries that would go on outwards stay
-        pinned = (h.abs() >= mapping.limits) & (gradient * h < 0)
-        slope, gradient = torch.where(pinned[:, None], 0.0, slope), torch.where(pinned, 0.0, gradient)
+        slope = torch.where(pinned[:, None], 0.0, slope)
         step = -_solved(slope.mT @ slope + torch.diag_embed(damped), gradient)
         trial = mapping.confined(h + step)
         moved = mapping(trial) - trial
@@ -124,14 +177,7 @@ def _move(
     states[at], residuals[at], slopes[at] = h, values[fine] - h, jacobians[fine] - _eye(h)
 
 
-def _settled(states: Tensor, residuals: Tensor, slopes: Tensor, tolerance: float) -> Tensor:
-    """At a zero, or at a minimum of ½‖r‖²."""
-    size = residuals.norm(dim=1)
-    gradient = (slopes.mT @ residuals[:, :, None])[:, :, 0]
-    return (size <= tolerance * (1 + states.norm(dim=1))) | (gradient.norm(dim=1) <= FLAT * size)
-
-
-def _newton(mapping: StaticMap, states: Tensor, steps: int) -> Tensor:
+def newton(mapping: StaticMap, states: Tensor, steps: int) -> Tensor:
     """Newton's method, each step taken where it lowers ‖r‖: to rounding."""
     for _ in range(steps):
         values, jacobians = mapping.linearised(states)

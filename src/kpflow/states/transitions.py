@@ -114,14 +114,16 @@ class GatedTransition(Transition):
         trials, steps, blocks, _, size = self.gates.slope.shape
         formed = trials * steps * (blocks * size) ** 2 * self.weight.element_size()
         saves = self.gates.slope.shape[3] > 1 and self.weight.numel() >= (blocks * size) ** 2
-        return self._formed() if saves and self.gates.mixing is None and formed <= memory else self
+        return self.formed() if saves and self.gates.mixing is None and formed <= memory else self
 
-    def _formed(self) -> DenseTransition:
-        """A = Σ_g diag(slope_g) W_g E + diag(carry), in blocks of H rows."""
+    def formed(self) -> DenseTransition:
+        """A = Σ_g diag(slope_g) mixing W_g E + diag(carry), in blocks of H rows."""
         trials, steps, blocks, count, size = self.gates.slope.shape
         jacobian = self.weight.new_zeros(trials, steps, blocks * size, blocks * size)
+        mixing = self.gates.mixing
+        weights = [weight if mixing is None else mixing @ weight for weight in self.weight.chunk(count)]
         for r, rows in enumerate(jacobian.split(size, dim=-2)):
-            for g, weight in enumerate(self.weight.chunk(count)):
+            for g, weight in enumerate(weights):
                 rows[..., :size].addcmul_(self.gates.slope[:, :, r, g, :, None], weight)
             if self.gain is not None:
                 rows[..., :size].mul_(self.gain.unsqueeze(-2))

@@ -1,0 +1,34 @@
+"""A time after which searches end where they are."""
+
+import dataclasses
+import math
+import time
+from typing import final
+
+from kpflow._checks import check_positive
+
+__all__ = ["NEVER", "Deadline", "deadline_in"]
+
+
+@final
+@dataclasses.dataclass(frozen=True)
+class Deadline:
+    """A moment of the monotonic clock, in seconds."""
+
+    moment: float
+
+    @property
+    def over(self) -> bool:
+        """Whether it has passed."""
+        return time.monotonic() >= self.moment
+
+
+NEVER = Deadline(math.inf)
+
+
+def deadline_in(time_limit: float | None) -> Deadline:
+    """The deadline so many seconds from now; None for none."""
+    if time_limit is None:
+        return NEVER
+    check_positive("time_limit", time_limit)
+    return Deadline(time.monotonic() + time_limit)

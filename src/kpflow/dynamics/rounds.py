@@ -1,0 +1,128 @@
+"""Rounds of searches: from the given seeds, and from more of them while the index sum shows that points are missing."""
+
+import dataclasses
+from collections.abc import Iterator, Sequence
+from typing import final
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from .deadlines import Deadline
+from .deflation import deflated
+from .maps import StaticMap
+from .merging import PIECE_ENTRIES, bounds, distinct, index
+from .points import IndexVerdict, Stop
+from .searches import Searched, judged, search
+from .seeds import mixed
+
+__all__ = ["Plan", "searched_in_rounds"]
+
+FEWEST, MOST = 32, 256
+"""Seeds of a further round: as many as were given, within these limits."""
+
+
+@final
+@dataclasses.dataclass(frozen=True, eq=False)
+class Plan:
+    """How to search; the fields are the arguments of `find_fixed_points`, and `unit` the size of a state entry."""
+
+    unit: float
+    tolerance: float
+    descent: int
+    iterations: int
+    merge: float
+    rounds: int
+    deadline: Deadline
+    generator: torch.Generator
+
+
+@final
+@dataclasses.dataclass(frozen=True, eq=False)
+class _Known:
+    """The distinct roots so far: where they are among those found, how often each was found, and their index."""
+
+    states: Float[Tensor, "k H"]
+    stable: Float[Tensor, "s H"]
+    singletons: int
+    verdict: IndexVerdict
+
+
+def searched_in_rounds(mapping: StaticMap, seeds: Float[Tensor, "n H"], plan: Plan) -> tuple[Searched, Stop]:
+    """Searches from the seeds, then from those that were added, and why no more were added.
+
+    Further rounds start from mixes of the stable points (saddles lie between them), then from mixes of all points, then
+    by deflation from the seeds that came to nothing. They end when the index sum is 1 and nothing new turns up: in the
+    given seeds nothing that only one of them found, in a further round nothing at all.
+    """
+    found = _from_seeds(mapping, seeds, plan)
+    known = _known(mapping, found, plan.merge)
+    if known.verdict in (IndexVerdict.NOT_APPLICABLE, IndexVerdict.SINGULAR):
+        return found, Stop.TIME if plan.deadline.over else Stop.GIVEN
+    fresh, barren = known.singletons, 0
+    for done in range(plan.rounds + 1):
+        complete = known.verdict is IndexVerdict.CONSISTENT
+        if complete and not fresh:
+            return found, Stop.COMPLETE
+        if plan.deadline.over or known.verdict is IndexVerdict.SINGULAR:
+            return found, Stop.TIME if plan.deadline.over else Stop.GIVEN
+        if barren > 2:  # mixes and deflation alike
+            return found, Stop.SATURATED
+        if done == plan.rounds:
+            break
+        found = _joined([found, _round(mapping, found, known, seeds, done, plan)])
+        before, known = len(known.states), _known(mapping, found, plan.merge)
+        fresh = len(known.states) - before
+        barren = 0 if fresh else barren + 1
+    return found, Stop.ROUNDS
+
+
+def _round(mapping: StaticMap, found: Searched, known: _Known, seeds: Tensor, done: int, plan: Plan) -> Searched:
+    """The stable points' mixes first, all points' mixes next, and then deflation."""
+    count = min(max(len(seeds), FEWEST), MOST)
+    sources = (known.stable, known.states)
+    if done < len(sources) and len(sources[done]) > 1:
+        return _from_seeds(mapping, mixed(sources[done], count, plan.generator), plan)
+    worst = _worst(found, seeds, count, plan.generator)
+    search_from = (plan.unit, plan.tolerance, plan.iterations, plan.deadline)
+    pieces = [deflated(mapping, known.states, piece, *search_from) for piece in _pieces(worst)]
+    return _joined(pieces)
+
+
+def _worst(found: Searched, seeds: Tensor, count: int, generator: torch.Generator) -> Tensor:
+    """Seeds that came to no root, or mixes of seeds where there are fewer of them, in random order."""
+    failed = seeds[~found.root[: len(seeds)]]
+    order = torch.randperm(len(failed), generator=generator, device=seeds.device)[:count]
+    return torch.cat([failed[order], mixed(seeds, count - len(order), generator)])
+
+
+def _known(mapping: StaticMap, found: Searched, merge: float) -> _Known:
+    at, labels = distinct(found, found.root, bounds(mapping, found.states[found.root]), merge)
+    states = found.states[at]
+    if not mapping.bounded:
+        return _Known(states, states[:0], 0, IndexVerdict.NOT_APPLICABLE)
+    jacobians = mapping.linearised(states)[1]
+    multipliers = torch.linalg.eigvals(jacobians)
+    _, verdict = index(jacobians, multipliers, mapping.bounded)
+    growth = multipliers.real if mapping.flow else multipliers.abs()
+    stable = states[(growth < 1).all(dim=1)]
+    return _Known(states, stable, int((labels.bincount(minlength=len(at)) == 1).sum()), verdict)
+
+
+def _from_seeds(mapping: StaticMap, seeds: Tensor, plan: Plan) -> Searched:
+    return _joined([_piece(mapping, piece, plan) for piece in _pieces(seeds)])
+
+
+def _piece(mapping: StaticMap, seeds: Tensor, plan: Plan) -> Searched:
+    if plan.deadline.over:
+        return judged(mapping, seeds, seeds, plan.unit, plan.tolerance)
+    return search(mapping, seeds, plan.unit, plan.tolerance, plan.descent, plan.iterations, plan.deadline)
+
+
+def _pieces(seeds: Tensor) -> Iterator[Tensor]:
+    return iter(seeds.split(max(1, PIECE_ENTRIES // seeds.shape[1] ** 2)))
+
+
+def _joined(parts: Sequence[Searched]) -> Searched:
+    names = [field.name for field in dataclasses.fields(Searched)]
+    return Searched(**{name: torch.cat([getattr(part, name) for part in parts]) for name in names})
