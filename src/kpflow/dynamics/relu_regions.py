@@ -124,7 +124,8 @@ def find_region_points(
     "enumerate" goes through all 2ᴹ sets D and is complete. "iterate" goes on from a D to that of the region where the
     solution lies, as Eisenmann et al. do, until it stays or comes to a region that was solved before; it starts from
     the regions of `seeds`, from sets of random size, and from the neighbours of points already found. "auto" enumerates
-    if 2ᴹ ≤ `budget`.
+    if 2ᴹ ≤ `budget`. Iteration may miss points: with 14 units it found all in an eighth of the regions, with 40
+    competing units none in 20 000. Give it the states of `find_fixed_points` as seeds then, which it makes exact.
 
     Where I − J is singular the region has no fixed point or a continuous set of them; a linear program tells, and the
     sets are listed apart. A point on a border, such as 0 in a network without bias and input, is listed once.
