@@ -1,14 +1,19 @@
 """Recurrent steps → invariants of their dynamics: fixed points with multipliers, and normal forms of bifurcations."""
 
+from .averages import Measured
 from .branches import Branch, Ending, Event
 from .continuation import continue_branch
+from .covariant import CovariantVectors, covariant_vectors
 from .critical_points import CriticalPoint, Unfolding, critical
 from .cycles import Cycles, CycleStatus, find_cycles
 from .diagrams import Diagram, bifurcation_diagram, switch_branch
+from .finite_time import FiniteTimeExponents, finite_time_exponents
 from .fixed_points import find_fixed_points
 from .forms import NormalForm
 from .graphs import BifurcationGraph, Move, Reachable, bifurcation_graph
+from .greens import GreensDecay, greens_decay
 from .landscapes import amplification, loss_landscape, scalar_propagator, sensitivity, trajectory
+from .lyapunov import LyapunovSpectrum, lyapunov_spectrum
 from .normal_forms import flip, fold, hopf, neimark_sacker, pitchfork, reduced_equation
 from .paths import checkpoint_path, input_path
 from .periods import Periods, detect_periods
@@ -24,15 +29,20 @@ __all__ = [
     "BifurcationGraph",
     "Branch",
     "Continuum",
+    "CovariantVectors",
     "CriticalPoint",
     "CycleStatus",
     "Cycles",
     "Diagram",
     "Ending",
     "Event",
+    "FiniteTimeExponents",
     "FixedPoints",
+    "GreensDecay",
     "HopfForm",
     "IndexVerdict",
+    "LyapunovSpectrum",
+    "Measured",
     "Move",
     "NeimarkSackerForm",
     "NormalForm",
@@ -53,17 +63,21 @@ __all__ = [
     "bifurcation_graph",
     "checkpoint_path",
     "continue_branch",
+    "covariant_vectors",
     "critical",
     "detect_periods",
     "find_cycles",
     "find_fixed_points",
     "find_region_points",
+    "finite_time_exponents",
     "flip",
     "fold",
     "follow_training",
+    "greens_decay",
     "hopf",
     "input_path",
     "loss_landscape",
+    "lyapunov_spectrum",
     "neimark_sacker",
     "pitchfork",
     "reduced_equation",
