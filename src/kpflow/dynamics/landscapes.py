@@ -6,7 +6,7 @@ from typing import NamedTuple, final
 import torch
 from torch import Tensor
 
-from kpflow._checks import check_positive
+from kpflow._checks import check_one_of, check_positive
 
 from .scalar_forms import ScalarForm
 
@@ -49,9 +49,15 @@ def trajectory(
 
 
 def sensitivity(
-    form: ScalarForm, initial: Tensor | float, mu: Tensor | float, steps: int, *, clip: float = 1e7
+    form: ScalarForm,
+    initial: Tensor | float,
+    mu: Tensor | float,
+    steps: int,
+    *,
+    of: str = "mu",
+    clip: float = 1e7,
 ) -> Tensor:
-    """d_μ α at t = 1, …, T: S_{t+1} = ∂_α f S_t + ∂_μ f with S₀ = 0.
+    """d_μ α at t = 1, …, T: S_{t+1} = ∂_α f S_t + ∂_μ f with S₀ = 0; α₀ does not depend on μ.
 
     Entries of a trajectory that has left, and those above `clip`, are `clip` with the sign they had. The landscape over
     (μ, α₀) is its norm over time.
@@ -61,6 +67,7 @@ def sensitivity(
         initial: α₀, any shape; complex for a circle form, or its radius.
         mu: μ, any shape that broadcasts with it.
         steps: T.
+        of: "mu", or "omega" for d_ω of a circle form.
         clip: The most that an entry is.
 
     Returns:
@@ -74,10 +81,11 @@ def sensitivity(
         >>> sensitivity(scalar_form("saddle-node"), 0.0, 0.0, 4)
         tensor([-1., -2., -3., -4.], dtype=torch.float64)
     """
+    check_one_of("of", of, ("mu", "omega"))
     run = _run(form, initial, mu, steps, clip)
     current, kept = torch.zeros_like(run.states[..., 0, :]), []
     for t in range(steps):
-        change = form.forcing(run.states[..., t, :], run.mu)
+        change = form.forcing(run.states[..., t, :], run.mu, of)
         moved = _held((run.slopes[..., t, :, :] @ current[..., None])[..., 0] + change)
         current = torch.where(run.left[..., t, None], current, moved)
         kept.append(_within(current, run.left[..., t + 1, None], clip))

@@ -1,7 +1,7 @@
 """Scalar normal forms: maps of one number α with one parameter μ, critical at μ = 0, vectorised over both.
 
 The learning problems that recurrent networks become near a bifurcation (arXiv 2605.12763). Surfaces there are drawn
-over g = 1 + μ. NeimarkSackerForm forms (Neimark–Sacker, Hopf) have a complex α; here as two real numbers.
+over g = 1 + μ. Circle forms (Neimark–Sacker, Hopf) have a complex α, here two real numbers.
 """
 
 import abc
@@ -14,6 +14,8 @@ from jaxtyping import Float
 from torch import Tensor
 
 from kpflow._checks import check_one_of, check_positive
+
+from .critical_points import CriticalPoint, Unfolding
 
 __all__ = ["HopfForm", "NeimarkSackerForm", "PolynomialForm", "ScalarForm", "reduced_form", "scalar_form"]
 
@@ -35,8 +37,8 @@ class ScalarForm(abc.ABC):
         """∂f/∂α."""
 
     @abc.abstractmethod
-    def forcing(self, state: Float[Tensor, "*g d"], mu: Float[Tensor, "*g"]) -> Float[Tensor, "*g d"]:
-        """∂f/∂μ."""
+    def forcing(self, state: Float[Tensor, "*g d"], mu: Float[Tensor, "*g"], of: str = "mu") -> Float[Tensor, "*g d"]:
+        """∂f/∂μ; of a circle form with `of="omega"` ∂f/∂ω."""
 
     @abc.abstractmethod
     def fixed_points(self, mu: float) -> Float[Tensor, "k"]:
@@ -83,7 +85,9 @@ class PolynomialForm(ScalarForm):
         linear = self.sign * (1 + self.slope * mu[..., None])
         return (linear + 2 * self.quadratic * state + 3 * self.cubic * state**2)[..., None]
 
-    def forcing(self, state: Tensor, mu: Tensor) -> Tensor:
+    def forcing(self, state: Tensor, mu: Tensor, of: str = "mu") -> Tensor:
+        if of != "mu":
+            raise ValueError(f"`of` must be 'mu' for a form of one real number; got {of!r}. Circle forms have 'omega'.")
         return self.sign * self.slope * state + self.offset + 0 * mu[..., None]
 
     def fixed_points(self, mu: float) -> Tensor:
@@ -95,34 +99,45 @@ class PolynomialForm(ScalarForm):
 @final
 @dataclasses.dataclass(frozen=True)
 class NeimarkSackerForm(ScalarForm):
-    """Neimark–Sacker: z' = (1 + μ) exp(iω) z − |z|² z.
+    """z' = (ρ + μ) exp(iω) z + c₁ |z|² z.
 
-    Supercritical where cos ω > 0: the radius of the invariant circle solves |(1 + μ) exp(iω) − r²| = 1, that is
-    r² = (1 + μ) cos ω − √(1 − (1 + μ)² sin² ω), about μ / cos ω (not μ).
+    The invariant circles have |(ρ + μ) exp(iω) + c₁ r²| = 1. With ρ = 1 and c₁ = −1 that is r² = (1 + μ) cos ω −
+    √(1 − (1 + μ)² sin² ω), about μ / cos ω (not μ), supercritical where cos ω > 0.
 
     Args:
         omega: ω.
+        cubic: c₁.
+        modulus: ρ.
     """
 
     omega: float = math.pi / 4
+    cubic: complex | float = -1.0
+    modulus: float = 1.0
     dimension = 2
 
     def step(self, state: Tensor, mu: Tensor) -> Tensor:
-        return _turned(state, self.omega) * (1 + mu[..., None]) - _square(state) * state
+        growth = self.modulus + mu[..., None]
+        return growth * (state @ _rotation(state, self.omega).mT) + _square(state) * (state @ self._bend(state).mT)
 
     def jacobian(self, state: Tensor, mu: Tensor) -> Tensor:
-        square = _square(state)[..., None]
-        identity = torch.eye(2, dtype=state.dtype, device=state.device)
-        turn = _rotation(state, self.omega)
-        return (1 + mu[..., None, None]) * turn - square * identity - 2 * state[..., :, None] * state[..., None, :]
+        linear = (self.modulus + mu[..., None, None]) * _rotation(state, self.omega)
+        bend = self._bend(state)
+        outer = state[..., :, None] * state[..., None, :]
+        return linear + _square(state)[..., None] * bend + 2 * bend @ outer
 
-    def forcing(self, state: Tensor, mu: Tensor) -> Tensor:
-        return _turned(state, self.omega) + 0 * mu[..., None]
+    def forcing(self, state: Tensor, mu: Tensor, of: str = "mu") -> Tensor:
+        turned = state @ _rotation(state, self.omega).mT
+        return turned + 0 * mu[..., None] if of == "mu" else _quarter((self.modulus + mu[..., None]) * turned)
 
     def fixed_points(self, mu: float) -> Tensor:
-        along, across = (1 + mu) * math.cos(self.omega), 1 - ((1 + mu) * math.sin(self.omega)) ** 2
-        squares = [] if across < 0 else [along - math.sqrt(across), along + math.sqrt(across)]
-        return torch.tensor([0.0, *(math.sqrt(square) for square in squares if square > 0)], dtype=torch.float64)
+        growth, c1 = self.modulus + mu, complex(self.cubic)
+        along = growth * (complex(math.cos(self.omega), -math.sin(self.omega)) * c1).real
+        squares = _real_roots([abs(c1) ** 2, 2 * along, growth**2 - 1])
+        return torch.tensor([0.0, *sorted(math.sqrt(value) for value in squares if value > 0)], dtype=torch.float64)
+
+    def _bend(self, state: Tensor) -> Tensor:
+        c1 = complex(self.cubic)
+        return state.new_tensor([[c1.real, -c1.imag], [c1.imag, c1.real]])
 
 
 @final
@@ -143,7 +158,7 @@ class HopfForm(ScalarForm):
 
     def step(self, state: Tensor, mu: Tensor) -> Tensor:
         growth = torch.exp(mu * self.dt)[..., None]
-        return growth * _turned(state, self.omega * self.dt) / self._shrink(state, mu).sqrt()
+        return growth * (state @ _rotation(state, self.omega * self.dt).mT) / self._shrink(state, mu).sqrt()
 
     def jacobian(self, state: Tensor, mu: Tensor) -> Tensor:
         growth, shrink = torch.exp(mu * self.dt)[..., None, None], self._shrink(state, mu)[..., None]
@@ -152,7 +167,9 @@ class HopfForm(ScalarForm):
         inner = torch.eye(2, dtype=state.dtype, device=state.device) - saturation * outer / shrink
         return growth * _rotation(state, self.omega * self.dt) @ inner / shrink.sqrt()
 
-    def forcing(self, state: Tensor, mu: Tensor) -> Tensor:
+    def forcing(self, state: Tensor, mu: Tensor, of: str = "mu") -> Tensor:
+        if of == "omega":
+            return self.dt * _quarter(self.step(state, mu))
         square, shrink = _square(state), self._shrink(state, mu)
         change = self.dt - 0.5 * square * self._saturation_slope(mu)[..., None] / shrink
         return self.step(state, mu) * change
@@ -212,32 +229,46 @@ def scalar_form(name: str, *, supercritical: bool = True, omega: float | None = 
         "transcritical": PolynomialForm(quadratic=-1.0),
         "pitchfork": PolynomialForm(cubic=-side),
         "flip": PolynomialForm(sign=-1.0, cubic=side),
-        "neimark-sacker": NeimarkSackerForm(math.pi / 4 if omega is None else omega),
-        "hopf": HopfForm(1.0 if omega is None else omega, dt),
+        "neimark-sacker": NeimarkSackerForm(math.pi / 4 if omega is None else float(omega)),
+        "hopf": HopfForm(1.0 if omega is None else float(omega), float(dt)),
     }
     return forms[name]
 
 
-def reduced_form(multiplier: float, quadratic: float, cubic: float) -> PolynomialForm:
-    """α' = (λ ± μ) α + a α² + c α³, the map on the centre manifold of a critical point of a map, off criticality too.
+def reduced_form(found: CriticalPoint) -> ScalarForm:
+    """The map on the centre manifold of a critical point, off criticality too, with μ counted from where it is.
 
-    μ counts from where the point is: |λ| grows by μ. a and c are held fixed.
+    α' = (λ ± μ) α + a α² + c α³ so that |λ| grows by μ; z' = (|λ| + μ) exp(iω) z + c₁ |z|² z for a pair; at a fold,
+    where the gradient is that of an offset, α' = λ α + μ + a α² + c α³. The other coefficients are held fixed.
 
     Args:
-        multiplier: λ, real and not 0.
-        quadratic: a of the critical point's `coefficients`.
-        cubic: c.
+        found: Of `critical`, of a map.
 
     Raises:
-        ValueError: λ is 0 or not real.
+        TypeError: `found` is no critical point.
+        ValueError: It is one of a flow, or λ = 0.
 
     Example:
-        >>> reduced_form(0.95, 0.0, -0.3).fixed_points(0.1)
-        tensor([-0.4082,  0.0000,  0.4082], dtype=torch.float64)
+        >>> from kpflow.dynamics import critical
+        >>> found = critical(torch.nn.RNNCell(1, 1), torch.zeros(1), torch.zeros(1), reach=2.0)
+        >>> form = reduced_form(found)
+        >>> form.sign == found.multiplier.real, form.quadratic == found.coefficients["a"]
+        (True, True)
     """
-    if isinstance(multiplier, complex) or not math.isfinite(multiplier) or multiplier == 0:
-        raise ValueError(f"`multiplier` must be a real number other than 0; got {multiplier!r}.")
-    return PolynomialForm(float(multiplier), 1 / abs(multiplier), 0.0, float(quadratic), float(cubic))
+    if not isinstance(found, CriticalPoint):
+        raise TypeError(f"`found` must be what critical(...) gives; got {type(found).__name__}.")
+    value, given = found.multiplier, found.coefficients
+    if found.flow or value == 0:
+        raise ValueError(
+            f"`found` must be of a map with λ other than 0; got {found!r}{' of a flow' if found.flow else ''}. The "
+            "step of a discretised flow is a map."
+        )
+    if value.imag:
+        return NeimarkSackerForm(math.atan2(value.imag, value.real), given["c1"], abs(value))
+    a, c = given["a"].real, given["c"].real
+    if found.unfolding is Unfolding.OFFSET:
+        return PolynomialForm(value.real, 0.0, 1.0, a, c)
+    return PolynomialForm(value.real, 1 / abs(value.real), 0.0, a, c)
 
 
 def _real_roots(coefficients: list[float]) -> list[float]:
@@ -264,5 +295,6 @@ def _rotation(state: Tensor, angle: float) -> Tensor:
     return torch.tensor(rows, dtype=state.dtype, device=state.device)
 
 
-def _turned(state: Tensor, angle: float) -> Tensor:
-    return state @ _rotation(state, angle).mT
+def _quarter(state: Tensor) -> Tensor:
+    """i z."""
+    return torch.stack([-state[..., 1], state[..., 0]], dim=-1)

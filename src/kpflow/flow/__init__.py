@@ -1,5 +1,6 @@
 """States and operators → the theory: P, K, NTK = P K Pᵀ, their cores, and what a step of learning does."""
 
+from .channels import Channels, FieldComparison, channels
 from .core import Core
 from .cores import cores
 from .gate_cores import GateCore
@@ -9,10 +10,15 @@ from .objectives import Objectives, objectives
 from .parameter import ParameterKernel
 from .propagator import Generator, Propagator
 from .response import Response, response
+from .separability import Conditions, Dominance, Separability, conditions, critical_propagator, crosstalk
 from .site_cores import JointCore, SiteCore
 
 __all__ = [
+    "Channels",
+    "Conditions",
     "Core",
+    "Dominance",
+    "FieldComparison",
     "GateCore",
     "Generator",
     "ImmediateJacobian",
@@ -23,9 +29,14 @@ __all__ = [
     "ParameterKernel",
     "Propagator",
     "Response",
+    "Separability",
     "SiteCore",
     "StateJacobian",
+    "channels",
+    "conditions",
     "cores",
+    "critical_propagator",
+    "crosstalk",
     "objectives",
     "response",
 ]
