@@ -15,10 +15,10 @@ DOCS = Path(__file__).parents[1] / "docs"
 PAGES = {
     "kpflow": ("spaces", "states", "flow", "operators", "estimate", "tasks"),
     **{f"kpflow.{name}": (name,) for name in ("operators", "states", "flow", "estimate", "dynamics", "optim")},
-    **{f"kpflow.{name}": (name,) for name in ("tasks", "study", "plots")},
+    **{f"kpflow.{name}": (name,) for name in ("tasks", "study", "plots", "gallery")},
     "kpflow.report": ("report",),
 }
-PROSE = {"Record", "SCHEMA", "NARROW", "WIDE", "PALETTE", "SECTIONS"}  # constants and an alias, described in words
+PROSE = {"Record", "SCHEMA", "NARROW", "WIDE", "PALETTE", "SECTIONS", "ENTRIES"}  # constants and an alias, described in words
 
 
 def test_quickstart_runs(tmp_path):

@@ -10,6 +10,8 @@ P = (I − ∂F/∂S)⁻¹ and the parameter kernel K = J Jᵀ, J = ∂F/∂θ. 
     dynamics   recurrent steps → fixed points, normal forms
     tasks      inputs, targets, masks, epochs, conditions
     study      training runs on disk: recorder, analysis of checkpoints (extra `study`, imported by itself)
+    optim      NaturalGradient (imported by itself)
+    gallery    small learning systems with known answers (imported by itself)
     report     one self-contained HTML page from an analysis (extra `study`, imported by itself)
 """
 

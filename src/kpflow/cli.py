@@ -6,6 +6,7 @@ Exit codes: 0 done, 1 a mistake in what was given (one line on stderr says which
 import ast
 import difflib
 import importlib
+import json
 import os
 import sys
 from collections.abc import Callable, Sequence
@@ -18,7 +19,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.table import Table
 
-from kpflow import __version__, report, study, tasks
+from kpflow import __version__, gallery, plots, report, study, tasks
 from kpflow.report.headline import headline
 
 __all__ = ["app", "main", "run"]
@@ -179,6 +180,57 @@ def write_report(
         kpflow report runs/a --out a.html --title "Run a"
     """
     _finish(study.Store(folder / "analysis").read(), out or folder / "report.html", title)
+
+
+@app.command("gallery")
+def run_gallery(
+    name: Annotated[str | None, typer.Argument(help="Of an entry; without one they are listed.")] = None,
+    every: Annotated[bool, typer.Option("--all", help="Run all entries.")] = False,
+    seed: Annotated[int, typer.Option(help="Of all that is random; Monte Carlo checks are set for 0.")] = 0,
+    short: Annotated[bool, typer.Option("--short", help="Smaller forms, which take a second or two each.")] = False,
+    folder: Annotated[Path, typer.Option(help="Where tables and figures go.")] = Path("runs/gallery"),
+) -> int:
+    """Learning systems with known answers: run, compared with their prediction, and seen through K and P.
+
+    Each writes a table (`NAME.json`) and a figure (`NAME.svg`). The exit code is 1 if a check failed.
+
+    **Examples**
+
+        kpflow gallery
+
+        kpflow gallery saxe
+
+        kpflow gallery --all --short
+    """
+    if name is None and not every:
+        return _list_gallery()
+    if name is not None and every:
+        raise ValueError(f"Give either an entry or --all; got {name!r} and --all.")
+    chosen = gallery.names() if every else (gallery.get(str(name)).name,)
+    folder.mkdir(parents=True, exist_ok=True)
+    failed = 0
+    with _progress() as bars:
+        bar = bars.add_task("gallery", total=len(chosen), note="")
+        for done, each in enumerate(chosen):
+            bars.update(bar, completed=done, note=each)
+            result = gallery.run(each, seed, short=short)
+            record = result.record()
+            (folder / f"{each}.json").write_text(json.dumps(record, indent=1, ensure_ascii=False), "utf-8")
+            plots.entry_figure(record).savefig(folder / f"{each}.svg")
+            print(f"{result}\n  {result.seconds:.1f} s, {folder / each}.svg")
+            failed += sum(not check.passed for check in result.checks)
+        bars.update(bar, completed=len(chosen))
+    return _say(f"{failed} checks failed.", 1) if failed else 0
+
+
+def _list_gallery() -> int:
+    table = Table(box=None, title="kpflow gallery NAME", title_justify="left")
+    for column in ("name", "system", "paper"):
+        table.add_column(column)
+    for entry in gallery.ENTRIES.values():
+        table.add_row(entry.name, entry.title, entry.paper)
+    OUT.print(table)
+    return 0
 
 
 def load_factory(text: str) -> Callable[[], Any]:

@@ -1,5 +1,7 @@
 """The command line: what it writes, what it says, and its exit codes."""
 
+import functools
+import json
 import os
 import pickle
 import signal
@@ -12,6 +14,7 @@ import torch
 from torch import nn
 from typer.testing import CliRunner
 
+from kpflow import gallery
 from kpflow.cli import app, load_factory, run
 
 MODELS = """
@@ -221,3 +224,24 @@ def test_interrupted_it_says_so_and_goes_on(tmp_path):
     assert process.returncode == 130
     assert said.strip().splitlines()[-1] == "kpflow: Interrupted. The same command goes on from here."
     assert "Traceback" not in said
+
+
+def test_the_gallery_is_listed_run_and_its_mistakes_are_one_line(tmp_path, capsys):
+    assert run(["gallery"]) == 0
+    assert "saxe" in capsys.readouterr().out
+    assert run(["gallery", "saxe", "--short", "--folder", str(tmp_path)]) == 0
+    shown = capsys.readouterr().out
+    assert "checks passed" in shown
+    assert "FAILED" not in shown
+    assert json.loads((tmp_path / "saxe.json").read_text("utf-8"))["passed"]
+    assert (tmp_path / "saxe.svg").read_text("utf-8").startswith("<?xml")
+    assert run(["gallery", "sax"]) == 1
+    assert "Did you mean 'saxe'?" in capsys.readouterr().err
+    assert run(["gallery", "saxe", "--all"]) == 1
+    assert "either an entry or --all" in capsys.readouterr().err
+
+
+def test_a_failed_check_of_the_gallery_is_an_exit_code(tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(gallery, "run", functools.partial(gallery.run, broken=True))
+    assert run(["gallery", "saxe", "--short", "--folder", str(tmp_path)]) == 1
+    assert "checks failed" in capsys.readouterr().err

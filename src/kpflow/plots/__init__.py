@@ -5,6 +5,7 @@ Nothing global is touched: no pyplot, no rcParams; every figure is laid out for 
 
 from .bias import self_referential_bias
 from .eigenvalues import spectra
+from .entries import entry_figure
 from .leading import ntk_modes
 from .paths import aligned_trajectories, trajectories
 from .ranks import effective_ranks
@@ -27,6 +28,7 @@ __all__ = [
     "condition_groups",
     "conditions",
     "effective_ranks",
+    "entry_figure",
     "loss_and_score",
     "loss_change",
     "missing_steps",

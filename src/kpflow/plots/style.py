@@ -13,6 +13,7 @@ from matplotlib.ticker import FixedLocator, FuncFormatter, LogLocator, MaxNLocat
 from .records import Conditions
 
 __all__ = [
+    "CATEGORIES",
     "DIVERGING",
     "NARROW",
     "OPERATORS",
@@ -72,7 +73,8 @@ OPERATORS = {"ntk": ("NTK", "o"), "propagator": ("P", "s"), "kernel": ("K", "^")
 _FONT = 9.0
 _CYCLE = ("#c79a1b", "#d3633a", "#b4478c", "#6f63c7", "#2f86c4", "#2f9d86", "#84a63a", "#c79a1b")
 _RAMP = ("#6f5bd0", "#2f86c4", "#2f9d86", "#84a63a", "#d19a2a")
-_CATEGORIES = ("#2f86c4", "#d3633a", "#2f9d86", "#b4478c", "#c79a1b", "#6f63c7", "#84a63a", "#8a8f98")
+CATEGORIES = ("#2f86c4", "#d3633a", "#2f9d86", "#b4478c", "#c79a1b", "#6f63c7", "#84a63a", "#8a8f98")
+"""Colours that are distinct, of middle lightness."""
 
 
 def _diverging() -> Colormap:
@@ -266,7 +268,7 @@ def condition_colours(conditions: Conditions) -> list[str]:
 
 def _colours_of(conditions: Conditions, values: np.ndarray) -> list[str]:
     if conditions.kind == "category":
-        return [_CATEGORIES[int(code) % len(_CATEGORIES)] for code in values]
+        return [CATEGORIES[int(code) % len(CATEGORIES)] for code in values]
     colours = LinearSegmentedColormap.from_list("cycle", _CYCLE if conditions.kind == "angle" else _RAMP)
     low, span = (0.0, 2 * np.pi) if conditions.kind == "angle" else _range(conditions.values)
     return [to_hex(colours((value - low) / span)) for value in values]
