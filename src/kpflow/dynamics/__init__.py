@@ -8,6 +8,7 @@ from .critical_points import CriticalPoint, Unfolding, critical
 from .cycles import Cycles, CycleStatus, find_cycles
 from .diagrams import Diagram, bifurcation_diagram, switch_branch
 from .finite_time import FiniteTimeExponents, finite_time_exponents
+from .fixed_point_finder import ImportedPoints, from_fixed_point_finder, to_fixed_point_finder
 from .fixed_points import find_fixed_points
 from .forms import NormalForm
 from .graphs import BifurcationGraph, Move, Reachable, bifurcation_graph
@@ -40,6 +41,7 @@ __all__ = [
     "FixedPoints",
     "GreensDecay",
     "HopfForm",
+    "ImportedPoints",
     "IndexVerdict",
     "LyapunovSpectrum",
     "Measured",
@@ -73,6 +75,7 @@ __all__ = [
     "flip",
     "fold",
     "follow_training",
+    "from_fixed_point_finder",
     "greens_decay",
     "hopf",
     "input_path",
@@ -87,6 +90,7 @@ __all__ = [
     "seeds_from",
     "sensitivity",
     "switch_branch",
+    "to_fixed_point_finder",
     "training_path",
     "trajectory",
 ]

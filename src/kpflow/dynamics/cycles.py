@@ -4,7 +4,6 @@ import collections
 import dataclasses
 import enum
 import math
-import time
 from collections.abc import Callable
 from typing import Any, final
 
@@ -14,6 +13,7 @@ from torch import Tensor
 
 from kpflow._checks import check_positive, check_range
 
+from .deadlines import deadline_in
 from .maps import StaticMap, exact_derivatives, static_map
 from .monodromy import cyclic_matrix, monodromy
 from .periods import check_arguments, orbits
@@ -23,9 +23,6 @@ __all__ = ["CycleStatus", "Cycles", "find_cycles"]
 
 PIECE_ENTRIES = 2**22
 """Entries of the Jacobians that are kept at once: seeds are searched from in pieces."""
-
-TIMED_PIECE = 64
-"""Seeds in a piece where there is a time limit: the clock is read between pieces."""
 
 COARSE = 1e-3
 """The most that an error bound may merge, relative to 1 + ‖h‖: at a multiplier of 1 it would be infinite."""
@@ -46,7 +43,7 @@ class CycleStatus(str, enum.Enum):
     DIVERGED = "diverged"
     """Outside the floating range, or beyond 1e8 times the size of the seeds."""
     TIMEOUT = "timeout"
-    """Not searched from within the time limit."""
+    """Nowhere yet when the time was up."""
 
 
 @final
@@ -149,7 +146,8 @@ def find_cycles(
         merge: See above.
         marginal: | |μ| − 1 | below which a cycle counts as marginal.
         dt: Duration of a step, for time scales.
-        time_limit: Seconds after which no further seeds are begun with; they come in pieces of 64 then.
+        time_limit: Seconds after which searches end where they are; None for no limit. A call of the step is never
+            interrupted, and what was found is described after that.
 
     Returns:
         The distinct cycles, and how the search from each seed ended.
@@ -177,22 +175,16 @@ def find_cycles(
             f"`seeds` of shape (n, phases, H) must have as many phases as `period`, {period}; got {seeds.shape[1]}."
         )
     _check_numbers(tolerance, descent, iterations, merge, marginal, dt)
-    if time_limit is not None:
-        check_positive("time_limit", time_limit)
-    end = math.inf if time_limit is None else time.monotonic() + time_limit
+    deadline = deadline_in(time_limit)
     with exact_derivatives():
         starts = seeds.detach().to(torch.float64).clone()
         mapping = static_map(step, inputs.detach().to(torch.float64).clone(), starts.flatten(0, -2))
         guesses = starts if starts.ndim == 3 else orbits(mapping, starts, period)[:, :period]
         unit = float(starts.abs().mean(dim=-1).median()) or 1.0
         shooting, flat = _shooting(mapping, period), guesses.flatten(1)
-        most = max(1, PIECE_ENTRIES // flat.shape[1] ** 2)
-        pieces = flat.split(most if time_limit is None else min(TIMED_PIECE, most))
-        parts = []
-        for piece in pieces:
-            late = time.monotonic() >= end
-            parts.append(_unsearched(piece) if late else search(shooting, piece, unit, tolerance, descent, iterations))
-        return _described(mapping, _joined(parts), period, merge, marginal, dt)
+        pieces = flat.split(max(1, PIECE_ENTRIES // flat.shape[1] ** 2))
+        found = [search(shooting, piece, unit, tolerance, descent, iterations, deadline) for piece in pieces]
+        return _described(mapping, _joined(found), period, deadline.over, merge, marginal, dt)
 
 
 def _shooting(mapping: StaticMap, period: int) -> StaticMap:
@@ -206,17 +198,14 @@ def _shooting(mapping: StaticMap, period: int) -> StaticMap:
     return StaticMap(function, False, mapping.limits.repeat(period))
 
 
-def _unsearched(states: Tensor) -> Searched:
-    never = torch.zeros(len(states), dtype=torch.bool, device=states.device)
-    return Searched(states, torch.full_like(states[:, 0], torch.nan), never, never, never)
-
-
 def _joined(parts: list[Searched]) -> Searched:
     names = [field.name for field in dataclasses.fields(Searched)]
     return Searched(**{name: torch.cat([getattr(part, name) for part in parts]) for name in names})
 
 
-def _described(mapping: StaticMap, found: Searched, period: int, merge: float, marginal: float, dt: float) -> Cycles:
+def _described(
+    mapping: StaticMap, found: Searched, period: int, late: bool, merge: float, marginal: float, dt: float
+) -> Cycles:
     """The table of cycles, and who came to them."""
     states = found.states.unflatten(1, (period, -1))
     at = found.root.nonzero()[:, 0]
@@ -244,7 +233,7 @@ def _described(mapping: StaticMap, found: Searched, period: int, merge: float, m
         eigen.right[order],
         eigen.left[order],
         eigen.condition[order],
-        _statuses(found, least, period),
+        _statuses(found, least, period, late),
         cycle,
         least,
         float(dt),
@@ -295,17 +284,19 @@ def _distinct(states: Float[Tensor, "m p H"], reach: Float[Tensor, "m"]) -> tupl
     return torch.tensor(chosen, dtype=torch.long, device=states.device), labels
 
 
-def _statuses(found: Searched, least: Int[Tensor, "n"], period: int) -> tuple[CycleStatus, ...]:
-    def end(root: bool, flat: bool, lost: bool, unseen: bool, own: int) -> CycleStatus:
-        if root:
-            return CycleStatus.CYCLE if own == period else CycleStatus.SHORTER
-        if unseen:
-            return CycleStatus.TIMEOUT
-        return CycleStatus.SLOW if flat else CycleStatus.DIVERGED if lost else CycleStatus.MAXITER
-
-    unseen = found.residual.isnan() & ~found.lost
-    columns = (found.root, found.flat, found.lost, unseen, least)
-    return tuple(end(*row) for row in zip(*(column.tolist() for column in columns), strict=True))
+def _statuses(found: Searched, least: Int[Tensor, "n"], period: int, late: bool) -> tuple[CycleStatus, ...]:
+    unfinished = CycleStatus.TIMEOUT if late else CycleStatus.MAXITER
+    ends = zip(*(column.tolist() for column in (found.root, found.flat, found.lost, least == period)), strict=True)
+    return tuple(
+        (CycleStatus.CYCLE if own else CycleStatus.SHORTER)
+        if root
+        else CycleStatus.SLOW
+        if flat
+        else CycleStatus.DIVERGED
+        if lost
+        else unfinished
+        for root, flat, lost, own in ends
+    )
 
 
 def _check_numbers(tolerance: float, descent: int, iterations: int, merge: float, marginal: float, dt: float) -> None:

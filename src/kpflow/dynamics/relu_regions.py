@@ -2,8 +2,6 @@
 
 import collections
 import dataclasses
-import math
-import time
 from collections.abc import Callable, Iterator
 from typing import Any, final
 
@@ -20,6 +18,8 @@ from kpflow._checks import (
     check_tensor,
 )
 
+from .deadlines import Deadline, deadline_in
+from .merging import index
 from .piecewise import PiecewiseLinear, piecewise_linear
 from .points import IndexVerdict, spectrum
 from .regions import Continuum, Solved, continuum, distinct, parts, slacks, solve_regions
@@ -31,9 +31,6 @@ PIECE_ENTRIES = 2**20
 
 BATCH = 256
 """Regions that are solved at once while their successors are still wanted."""
-
-NEAR_ONE = 1e-6
-"""|1 − μ| below which the sign of det(I − J) is not trusted."""
 
 MOST_UNITS = 24
 """The most units whose regions are all gone through."""
@@ -161,7 +158,8 @@ def find_region_points(
         >>> round(float(points.states[0, 0]), 12), round(float(points.border[0]), 12)
         (0.333333333333, 0.333333333333)
     """
-    _check_arguments(inputs, seeds, method, budget, marginal, time_limit)
+    _check_arguments(inputs, seeds, method, budget, marginal)
+    deadline = deadline_in(time_limit)
     network = piecewise_linear(step, inputs)
     units = len(network.offset)
     generator = check_generator("generator", generator, network.offset.device)
@@ -171,10 +169,9 @@ def find_region_points(
         raise ValueError(
             f"`method` 'enumerate' goes through 2ᴹ regions, M at most {MOST_UNITS}; got {units} units. Use 'iterate'."
         )
-    end = math.inf if time_limit is None else time.monotonic() + time_limit
     every = method == "enumerate" or (method == "auto" and units <= MOST_UNITS and 2**units <= budget)
     pieces = _all(network) if every else _followed(network, seeds, budget, generator)
-    return _described(network, _searched(network, pieces, end), bounded, float(marginal))
+    return _described(network, _searched(network, pieces, deadline), bounded, float(marginal))
 
 
 @final
@@ -188,19 +185,19 @@ class _Search:
     regions: int
 
 
-def _searched(network: PiecewiseLinear, pieces: Iterator[tuple[Tensor, Solved]], end: float) -> _Search:
+def _searched(network: PiecewiseLinear, pieces: Iterator[tuple[Tensor, Solved]], deadline: Deadline) -> _Search:
     """Go through the pieces until they or the time are used up."""
     found = _Search([], [], [], 0)
     for active, solved in pieces:
         found.states.append(solved.states[solved.consistent])
         found.radius.append(solved.radius[solved.consistent])
         for pattern in active[solved.singular]:
-            if time.monotonic() >= end:
+            if deadline.over:
                 return found
             one = continuum(network, pattern)
             found.continua += [] if one is None else [one]
         found.regions += len(active)
-        if time.monotonic() >= end:
+        if deadline.over:
             break
     return found
 
@@ -269,7 +266,9 @@ def _described(network: PiecewiseLinear, found: _Search, bounded: bool, marginal
     order = (eigen.multipliers.abs() > 1).sum(dim=1).argsort(stable=True)
     border, unit = distance.min(dim=1)
     loose = bool((border == 0).any()) or bool(continua)
-    total, verdict = _index(jacobians, eigen.multipliers, bounded, loose)
+    total, verdict = index(jacobians, eigen.multipliers, bounded)
+    if loose and verdict is not IndexVerdict.NOT_APPLICABLE:
+        verdict = IndexVerdict.SINGULAR
     return RegionPoints(
         states[order],
         (network(states) - states).norm(dim=1)[order],
@@ -290,19 +289,7 @@ def _described(network: PiecewiseLinear, found: _Search, bounded: bool, marginal
     )
 
 
-def _index(jacobians: Tensor, multipliers: Tensor, bounded: bool, loose: bool) -> tuple[int, IndexVerdict]:
-    """Σ sign det(I − J), and what it tells."""
-    total = int(torch.linalg.slogdet(torch.eye(jacobians.shape[-1]).to(jacobians) - jacobians)[0].sum())
-    if not bounded:
-        return total, IndexVerdict.NOT_APPLICABLE
-    if loose or bool(((1 - multipliers).abs() < NEAR_ONE).any()):
-        return total, IndexVerdict.SINGULAR
-    return total, IndexVerdict.CONSISTENT if total == 1 else IndexVerdict.MISSING
-
-
-def _check_arguments(
-    inputs: Tensor | None, seeds: Tensor | None, method: str, budget: int, marginal: float, time_limit: float | None
-) -> None:
+def _check_arguments(inputs: Tensor | None, seeds: Tensor | None, method: str, budget: int, marginal: float) -> None:
     if inputs is not None:
         check_tensor("inputs", inputs)
         if inputs.ndim != 1:
@@ -317,5 +304,3 @@ def _check_arguments(
     check_one_of("method", method, ("auto", "enumerate", "iterate"))
     check_positive("budget", budget, integer=True)
     check_range("marginal", marginal, 0)
-    if time_limit is not None:
-        check_positive("time_limit", time_limit)
