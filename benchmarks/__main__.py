@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from . import estimates, figure, graphs, growth, optimisers, products
+from . import estimates, exponents, figure, graphs, growth, optimisers, products
 from .record import RESULTS, machine, tell
 
 PARTS: dict[str, Callable[[int, torch.device], Any]] = {
@@ -16,6 +16,7 @@ PARTS: dict[str, Callable[[int, torch.device], Any]] = {
     "estimates": estimates.run,
     "growth": growth.run,
     "graphs": graphs.run,
+    "exponents": exponents.run,
     "optimisers": optimisers.run,
     "large": lambda _repeats, device: growth.large(device),
 }

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from benchmarks import kernels
+from benchmarks import exponents, kernels
 from benchmarks.graphs import matrix_row, products, trace_row
 from benchmarks.measures import peak_gib, relative_difference
 from benchmarks.problems import cnn, mlp, transformer
@@ -48,6 +48,13 @@ def test_rows_of_products_differ_by_rounding():
         assert row["relative_difference"] < 1e-5
         assert row["ratio"] == pytest.approx(sum(row["ratios"]) / 2)
         assert row["baseline_ms_per_probe"] > 0
+
+
+def test_rows_of_exponents_differ_by_rounding():
+    row = exponents.row(8, 2, 12, 3, 4, 2, CPU)
+    assert row["relative_difference"] < 1e-12
+    assert row["quantity"] == "3 Lyapunov exponents of a GRU of 8, 2 trials of 12 steps"
+    assert row["ratio"] == pytest.approx(sum(row["ratios"]) / 2)
 
 
 def test_rows_of_output_kernels_count_their_stages():
