@@ -166,6 +166,28 @@ def test_the_gain_ratio_adapts_the_damping():
     assert len(set(dampings)) > 1
 
 
+@pytest.mark.parametrize("momentum", [0.0, 0.5])
+def test_a_step_that_gains_nothing_is_taken_back_under_the_gain_ratio(momentum):
+    model, inputs, targets, _ = problem()
+    closure = squares(model, inputs, targets)
+    optimiser = NaturalGradient(model, lr=40.0, rank=30, form="damped", damping="gain", refresh=1, momentum=momentum)
+    before = flat_parameters(model)
+    optimiser.step(closure)
+    assert torch.equal(flat_parameters(model), before)
+    assert optimiser.damping == pytest.approx(4e-3)
+    losses = [float(optimiser.step(closure)) for _ in range(60)]
+    assert all(later <= earlier for earlier, later in zip(losses, losses[1:], strict=False))
+    assert losses[-1] < 0.9 * losses[0]
+
+
+def test_a_loss_that_no_parameter_curves_is_descended_plainly():
+    weight = nn.Parameter(torch.ones(3, dtype=F64))
+    optimiser = NaturalGradient([weight], lr=0.1, rank=2, refresh=3)
+    for _ in range(5):
+        optimiser.step(lambda: (weight.sum(), torch.ones(2, dtype=F64) + 0 * weight.sum()))
+    torch.testing.assert_close(weight.detach(), torch.full((3,), 0.5, dtype=F64))
+
+
 def test_a_bifurcation_is_passed_in_a_third_of_the_steps():
     plain = min(steps_to(1e-4, lambda p, lr=lr: torch.optim.SGD(p, lr=lr), 150) for lr in (0.03, 0.05, 0.1, 0.15, 0.2))
     natural = steps_to(1e-4, lambda p: NaturalGradient(p, lr=1.0, rank=16, form="damped", damping=1e-2, refresh=1), 150)

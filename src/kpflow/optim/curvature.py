@@ -2,6 +2,7 @@
 
 import abc
 import dataclasses
+import math
 from collections.abc import Sequence
 from typing import final
 
@@ -163,4 +164,4 @@ def split(block: Float[Tensor, "S P"], parameters: Sequence[Tensor]) -> list[Ten
 
 def joined(parts: Sequence[Tensor]) -> Float[Tensor, "S P"]:
     """The inverse of `split`."""
-    return torch.cat([part.reshape(len(part), -1) for part in parts], dim=1)
+    return torch.cat([part.reshape(len(part), math.prod(part.shape[1:])) for part in parts], dim=1)

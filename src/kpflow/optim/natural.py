@@ -1,6 +1,5 @@
 """NaturalGradient: gradient descent with the leading curvature levelled, or inverted, through a low-rank factor."""
 
-import math
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any, final
 
@@ -19,9 +18,9 @@ EXTRA = 1
 """Vectors of the subspace beyond the rank: they give the level of what is left. More gain nothing (measured)."""
 FIRST = 3
 """Products with the subspace when it is found for the first time; later ones start from the last and take one."""
-GROW, SHRINK = 2.0, 0.5
-"""Factors of the damping after a step that gained less than a quarter, or more than three quarters, of what the
-quadratic model predicts (Levenberg–Marquardt)."""
+REFUSED, GROW, SHRINK = 4.0, 2.0, 0.5
+"""Factors of the damping after a step that gained nothing and is taken back, that gained less than a quarter, or more
+than three quarters, of what the quadratic model predicts (Levenberg–Marquardt)."""
 
 Shard = tuple[Tensor, Tensor]
 
@@ -49,8 +48,8 @@ class NaturalGradient(torch.optim.Optimizer):
         lr: Step size.
         rank: k.
         form: "flat" or "damped".
-        damping: λ of the damped form, in units of F; "gain" to adapt it from 1e-3 on by the gain ratio, at one more
-            call of the closure a step.
+        damping: λ of the damped form, in units of F; "gain" to adapt it from 1e-3 on by the gain ratio, and to take
+            back steps after which the loss is larger, at one more call of the closure a step.
         refresh: Steps between two computations of the eigenpairs.
         momentum: Heavy ball on d.
         generator: Random generator of the first subspace; a fresh one by default.
@@ -131,9 +130,10 @@ class NaturalGradient(torch.optim.Optimizer):
             gradient = self._gradient(loss, trained)
         leading = self._leading(shards, trained, jacobian)
         direction = self._direction(leading, gradient, self.damping)
+        before = [p.detach().clone() for p in trained] if self._adapts else []
         self._move(trained, direction)
         if self._adapts:
-            self._adapt(closure, float(loss.detach()), gradient, direction, leading)
+            self._adapt(closure, before, float(loss.detach()), gradient, direction, leading)
         return loss.detach()
 
     def _trained(self) -> list[Tensor]:
@@ -222,21 +222,33 @@ class NaturalGradient(torch.optim.Optimizer):
                     part = own["momentum"]
                 p.sub_(group["lr"] * part)
 
+    @torch.no_grad()
     def _adapt(
-        self, closure: Callable[[], Any], before: float, gradient: Tensor, direction: Tensor, leading: Leading
+        self,
+        closure: Callable[[], Any],
+        before: Sequence[Tensor],
+        loss: float,
+        gradient: Tensor,
+        direction: Tensor,
+        leading: Leading,
     ) -> None:
         """Levenberg–Marquardt: compare what was gained with what the quadratic model of F predicts."""
-        lr = self.param_groups[0]["lr"]
+        lr, trained = self.param_groups[0]["lr"], self._trained()
         top = leading.vectors[: self._rank]
         within = top @ direction
         rest = direction - top.mT @ within
         curved = (leading.values[: self._rank] * within.square()).sum() + self._level(leading) * rest.square().sum()
         predicted = lr * float(gradient @ direction) - 0.5 * lr * lr * float(curved)
-        with torch.no_grad():
-            after = sum(float(loss) for loss, _ in _shards(closure()))
-        ratio = (before - after) / predicted if predicted > 0 and math.isfinite(after) else -math.inf
-        factor = GROW if ratio < 0.25 else SHRINK if ratio > 0.75 else 1.0
-        self.state[self._trained()[0]]["damping"] = self.damping * factor
+        gained = loss - sum(float(after) for after, _ in _shards(closure()))
+        if not gained > 0:  # NaN is no gain
+            for p, old in zip(trained, before, strict=True):
+                p.copy_(old)
+                self.state[p].pop("momentum", None)
+            factor = REFUSED
+        else:
+            ratio = gained / predicted if predicted > 0 else 0.0
+            factor = GROW if ratio < 0.25 else SHRINK if ratio > 0.75 else 1.0
+        self.state[trained[0]]["damping"] = self.damping * factor
 
 
 def _shards(given: Any) -> list[Shard]:
