@@ -4,6 +4,7 @@ What a bifurcation of training is about (arXiv 2605.12763): the direction ∇_θ
 critical multiplier, and the scalar map on the centre manifold that decides what is born.
 """
 
+import cmath
 import dataclasses
 import enum
 from collections.abc import Callable, Mapping
@@ -167,11 +168,11 @@ def critical(
         mapping = parametric_map(step, x, start[None], parameters)
         static_map(_two_arguments(step, mapping, parameters), x, torch.stack([start, 0.5 * start]))  # refuses
         state, residual = polished(mapping, x, start, flow, tolerance, reach)
+        check_smooth(mapping, x, state)
         expansion = Expansion(lambda h: mapping(h[None], x)[0], state, flow, 2 * tolerance)
         values = torch.linalg.eigvals(expansion.jacobian)
         values = values[_excess(values, flow).argsort(stable=True)]
         pair = expansion.critical(_chosen(values, multiplier))
-        check_smooth(mapping, x, state, pair.right)
         unfolded = _unfolded(_Sensitivities(mapping, x, state, expansion, pair, flow), zero)
     shapes = {name: tuple(mapping.parameters[name].shape) for name in mapping.trainable}
     return CriticalPoint(
@@ -312,8 +313,8 @@ def _check_arguments(
     if inputs.device != point.device:
         raise ValueError(f"`inputs` must be on the device of `point`, {point.device}; got {inputs.device}. Move it.")
     check_finite("inputs", inputs, ("input",))
-    if multiplier is not None and (isinstance(multiplier, bool) or not isinstance(multiplier, (int, float, complex))):
-        raise ValueError(f"`multiplier` must be a number, near which the multiplier is; got {multiplier!r}.")
+    if multiplier is not None and not cmath.isfinite(multiplier):
+        raise ValueError(f"`multiplier` must be a finite number, near which λ is; got {multiplier!r}.")
     check_positive("tolerance", tolerance)
     check_range("zero", zero, 0)
     check_positive("reach", reach)

@@ -2,7 +2,7 @@
 
 import dataclasses
 import enum
-from typing import final
+from typing import Any, final
 
 from kpflow._checks import check_range
 
@@ -115,7 +115,7 @@ class BifurcationGraph:
         return {"pitchfork or saddle-node": stable + orbits, "flip": flips, "neimark-sacker": orbits - flips}
 
 
-def bifurcation_graph(points: FixedPoints, orbits: int = 0) -> BifurcationGraph:
+def bifurcation_graph(points: Any, orbits: int = 0) -> BifurcationGraph:
     """Count the fixed points of a network, or of its teacher.
 
     Args:

@@ -11,6 +11,9 @@ __all__ = ["check_smooth", "polished"]
 STEPS = 60
 """Of Newton's method: enough for its rate of ⅔ at a triple root."""
 
+HALVINGS = 10
+"""Lengths of a step that are tried, each half the last, for the longest that lowers the residual."""
+
 PROBE = 1e-6
 """Size of the moves that look for a kink, relative to 1 + ‖h‖: a corner that is nearer is at the point."""
 
@@ -36,11 +39,13 @@ def polished(
         matrix = jacobian[0] - rest * torch.eye(len(state), dtype=state.dtype, device=state.device)
         if not bool(torch.isfinite(matrix).all()):
             break
-        trial = state - torch.linalg.pinv(matrix, rtol=1e-13) @ residual
-        after = mapping(trial[None])[0] - rest * trial
-        if not float(after.norm()) < float(residual.norm()):  # NaN is not
+        step = -torch.linalg.pinv(matrix, rtol=1e-13) @ residual
+        trials = state + step / 2.0 ** torch.arange(HALVINGS, dtype=state.dtype, device=state.device)[:, None]
+        after = mapping(trials) - rest * trials
+        better = (after.norm(dim=1) < residual.norm()).nonzero()[:, 0]  # NaN is not
+        if not len(better):
             break
-        state, residual = trial, after
+        state, residual = trials[better[0]], after[better[0]]
     size, moved = float(residual.norm()), float((state - start).norm())
     if not size <= tolerance * (1 + float(state.norm())) or moved > reach * (1 + float(start.norm())):
         rule = "f(h) = 0" if flow else "f(h) = h"
@@ -52,14 +57,13 @@ def polished(
     return state, size
 
 
-def check_smooth(mapping: ParametricMap, x: Tensor, state: Tensor, right: Tensor) -> None:
+def check_smooth(mapping: ParametricMap, x: Tensor, state: Tensor) -> None:
     """Refuse a kink: F(h + d) + F(h − d) − 2 F(h) is of the order of d² only where F is smooth.
 
-    Along v and three directions drawn at random from a generator of our own.
+    Along four directions drawn at random, from a generator of our own.
     """
     random = torch.Generator(device=state.device).manual_seed(0)
-    drawn = torch.randn(3, len(state), generator=random, dtype=state.dtype, device=state.device)
-    directions = torch.cat([right.real[None], right.imag[None] if right.is_complex() else drawn[:1], drawn])
+    directions = torch.randn(4, len(state), generator=random, dtype=state.dtype, device=state.device)
     size = PROBE * (1 + float(state.norm()))
     moves = size * directions / directions.norm(dim=1, keepdim=True)
     with torch.no_grad():

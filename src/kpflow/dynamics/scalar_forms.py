@@ -7,7 +7,7 @@ over g = 1 + μ. Circle forms (Neimark–Sacker, Hopf) have a complex α, here t
 import abc
 import dataclasses
 import math
-from typing import final
+from typing import Any, final
 
 import torch
 from jaxtyping import Float
@@ -235,7 +235,7 @@ def scalar_form(name: str, *, supercritical: bool = True, omega: float | None = 
     return forms[name]
 
 
-def reduced_form(found: CriticalPoint) -> ScalarForm:
+def reduced_form(found: Any) -> ScalarForm:
     """The map on the centre manifold of a critical point, off criticality too, with μ counted from where it is.
 
     α' = (λ ± μ) α + a α² + c α³ so that |λ| grows by μ; z' = (|λ| + μ) exp(iω) z + c₁ |z|² z for a pair; at a fold,
