@@ -213,6 +213,9 @@ def test_guesses_of_all_phases():
     cycles = find_cycles(logistic(3.2), NONE, guesses, 2)
     assert cycles.cycle.tolist() == [0, 0, -1]
     assert cycles.period.tolist() == [2, 2, 1]
+    for one in guesses[:2]:
+        states = find_cycles(logistic(3.2), NONE, one[None], 2).states[0, :, 0]
+        assert states.tolist() == sorted(states.tolist())  # the smallest first, from every phase
 
 
 def test_periods_are_detected():

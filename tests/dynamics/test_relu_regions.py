@@ -116,7 +116,7 @@ def test_competition_with_all_edges():
 
 @pytest.mark.parametrize("name", MODELS)
 def test_every_kind_of_network(name):
-    for seed in range(3):
+    for seed in range(2):
         module, x = scaled(MODELS[name](), 0.8, seed), randn(2, seed=seed)
         network = piecewise_linear(module, x)
         cell = isinstance(module, nn.RNNCell)
@@ -132,7 +132,7 @@ def test_every_kind_of_network(name):
         close(network(h), moved.detach())
         points = find_region_points(module, x)
         same_sets(points.states, brute_force(network))
-        searched = find_fixed_points(module, x, randn(200, 6, seed=4))
+        searched = find_fixed_points(module, x, randn(60, 6, seed=4), descent=20)
         gaps = torch.cdist(searched.states, points.states)
         assert float(gaps.amin(1).max() if len(searched.states) else 0) < 1e-8
         assert all(value.dtype == torch.float32 for value in module.parameters())

@@ -137,8 +137,8 @@ def from_fixed_point_finder(
     Args:
         data: The object, or a mapping with its arrays: xstar `[n, H]`; if there, inputs `[n, I]` and J_xstar.
         step: The network, as of `find_fixed_points`.
-        inputs: The static input x, shape `[I]`; None for that of `data`, which must be the same for all points. Points
-            of `data` at other inputs are left out.
+        inputs: The static input x, shape `[I]`, on the device of the network; None for that of `data`, which must be
+            the same for all points, on the CPU. Points of `data` at other inputs are left out.
         near: See above; the default is the distance at which fixed-point-finder takes points for one.
         iterations: The most steps of Levenberg–Marquardt.
 
@@ -154,7 +154,7 @@ def from_fixed_point_finder(
         ImportedPoints(3 points: 2 at a root, 1 at none; 3 distinct roots)
     """
     check_positive("near", near)
-    states = _read(data, "xstar")
+    states = _read(data, "xstar", inputs)
     if states is None:
         raise TypeError(
             "`data` must be a FixedPoints object of fixed-point-finder or a mapping with its arrays, `xstar` among "
@@ -163,8 +163,8 @@ def from_fixed_point_finder(
     if states.ndim != 2 or not states.numel():
         raise ValueError(f"`data.xstar` must have shape (n, H), n at least 1; got {tuple(states.shape)}.")
     check_finite("data.xstar", states, ("point", "unit"), "Leave such points out.")
-    x, rows = _at_one_input(_read(data, "inputs"), inputs, len(states))
-    given = _read(data, "J_xstar")
+    x, rows = _at_one_input(_read(data, "inputs", inputs), inputs, len(states))
+    given = _read(data, "J_xstar", inputs)
     if given is not None and given.shape != (*states.shape, states.shape[1]):
         raise ValueError(
             f"`data.J_xstar` must have shape {(*states.shape, states.shape[1])}, as xstar; got {tuple(given.shape)}."
@@ -213,10 +213,11 @@ def _moved(step: Callable[..., Any], inputs: Tensor, states: Tensor) -> np.ndarr
         return _array(static_map(step, inputs.to(torch.float64), states)(states))
 
 
-def _read(data: Any, name: str) -> Tensor | None:
-    """An array of a mapping or of an object, in float64; None where it is missing or None."""
+def _read(data: Any, name: str, inputs: Tensor | None) -> Tensor | None:
+    """An array of a mapping or an object, in float64, on the device of `inputs`; None where it is missing or None."""
     value = data.get(name) if isinstance(data, Mapping) else getattr(data, name, None)
-    return None if value is None else torch.as_tensor(np.asarray(value, dtype=np.float64))
+    device = inputs.device if isinstance(inputs, Tensor) else "cpu"
+    return None if value is None else torch.tensor(np.asarray(value, dtype=np.float64), device=device)
 
 
 def _at_one_input(given: Tensor | None, inputs: Tensor | None, count: int) -> tuple[Tensor, Tensor]:
@@ -232,9 +233,9 @@ def _at_one_input(given: Tensor | None, inputs: Tensor | None, count: int) -> tu
             )
         return different[0], torch.arange(count)
     _check_input(inputs)
-    x = inputs.detach().cpu().to(torch.float64)
+    x = inputs.detach().to(torch.float64)
     if given is None:
-        return x, torch.arange(count)
+        return x, torch.arange(count, device=x.device)
     if given.shape[1] != len(x):
         raise ValueError(
             f"`inputs` must have shape ({given.shape[1]},), as those of `data`; got {tuple(inputs.shape)}."
