@@ -250,7 +250,7 @@ def test_a_generator_must_be_one(name: str) -> None:
 
 @pytest.mark.parametrize("name", ["finite", "decay", "covariant"])
 def test_memory_is_bounded(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(trajectories, "MEMORY", 2**9)
+    monkeypatch.setattr(trajectories, "MEMORY", 2**17)
     with pytest.raises(ValueError, match=r"`inputs` with 20 steps of 1 trials need 0\.0 GiB.*Take fewer trials"):
         call(name)
 

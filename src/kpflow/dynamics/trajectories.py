@@ -28,6 +28,12 @@ MEMORY = 4 * 2**30
 SEGMENT_ENTRIES = 2**22
 """Entries of the Jacobians, or of the gates, that are held at once where one pass over time is enough."""
 
+SEGMENT_STEPS = 2**12
+"""Steps of a segment, at most."""
+
+STEP_BYTES = 2**13
+"""What the tensors of a step take beside their entries (an estimate)."""
+
 SMALL = 32
 """Up to this width Jacobians are formed: all their rows cost little more than a few products."""
 
@@ -122,8 +128,8 @@ class Driven:
         return self.initial.shape[1]
 
     def forms(self, columns: int) -> bool:
-        """Whether Jacobians are formed for frames of so many columns: half of them, measured of a GRU of 128 units."""
-        return self.width <= SMALL or 2 * columns >= self.width
+        """Whether Jacobians are formed for frames of so many columns: it pays for most of them (measured on GRUs)."""
+        return self.width <= SMALL or 4 * columns >= 3 * self.width
 
     def segments(self, columns: int, *, whole: bool = False) -> Iterator[Segment]:
         """The trajectory in pieces, or as one piece, for frames of so many columns.
@@ -133,7 +139,7 @@ class Driven:
         """
         dense = self.forms(columns)
         entries = self.trials * (self.width**2 if dense else 8 * self.width)
-        length = self.steps if whole else max(1, min(self.steps, SEGMENT_ENTRIES // entries))
+        length = self.steps if whole else max(1, min(self.steps, SEGMENT_STEPS, SEGMENT_ENTRIES // entries))
         state = self.initial
         for start in range(0, self.steps, length):
             x = self._inputs(start, min(start + length, self.steps))
@@ -211,7 +217,7 @@ def stored(problem: Driven, columns: int, extra: int) -> Segment:
         ValueError: It does not fit the memory.
     """
     entries = problem.steps * problem.trials * problem.width
-    needed = 8 * entries * (problem.width if problem.forms(columns) else 8) + extra
+    needed = 8 * entries * (problem.width if problem.forms(columns) else 8) + extra + STEP_BYTES * problem.steps
     if needed > MEMORY:
         raise ValueError(
             f"`inputs` with {problem.steps} steps of {problem.trials} trials need {needed / 2**30:.1f} GiB, for "
