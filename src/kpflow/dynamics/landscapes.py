@@ -20,11 +20,11 @@ FARTHEST = 1e60
 
 
 def trajectory(
-    form: ScalarForm, initial: Tensor | float, mu: Tensor | float, steps: int, *, clip: float = 1e7
+    form: ScalarForm, initial: Tensor | complex | float, mu: Tensor | float, steps: int, *, clip: float = 1e7
 ) -> Tensor:
     """α₁, …, α_T from α₀, for each pair of `initial` and `mu` that broadcasting makes.
 
-    A trajectory that gets beyond `clip` has left for good: it is held there, at the size `clip`, from then on.
+    A trajectory that gets beyond `clip`, or starts there, has left for good: it is held at that size from then on.
 
     Args:
         form: The map.
@@ -50,7 +50,7 @@ def trajectory(
 
 def sensitivity(
     form: ScalarForm,
-    initial: Tensor | float,
+    initial: Tensor | complex | float,
     mu: Tensor | float,
     steps: int,
     *,
@@ -93,7 +93,7 @@ def sensitivity(
 
 
 def scalar_propagator(
-    form: ScalarForm, initial: Tensor | float, mu: Tensor | float, steps: int, *, clip: float = 1e7
+    form: ScalarForm, initial: Tensor | complex | float, mu: Tensor | float, steps: int, *, clip: float = 1e7
 ) -> Tensor:
     """P_α[t, s] = Φ(t, s) = ∂α_t/∂α_s for 1 ≤ s ≤ t ≤ T, else 0; then d_μ α = P_α ∂_μ f.
 
@@ -124,7 +124,7 @@ def scalar_propagator(
 
 
 def amplification(
-    form: ScalarForm, initial: Tensor | float, mu: Tensor | float, steps: int = 5, *, clip: float = math.inf
+    form: ScalarForm, initial: Tensor | complex | float, mu: Tensor | float, steps: int = 5, *, clip: float = math.inf
 ) -> Tensor:
     """log₁₀ ‖Φ‖_F, ‖Φ‖²_F = Σ_{0 ≤ s < t ≤ T} ‖Φ(t, s)‖²: the diagonal left out, t − s ≥ 1.
 
@@ -163,7 +163,7 @@ def amplification(
 
 def loss_landscape(
     form: ScalarForm,
-    initial: Tensor | float,
+    initial: Tensor | complex | float,
     mu: Tensor | float,
     teacher: float,
     steps: int,
@@ -204,12 +204,13 @@ class _Run(NamedTuple):
     mu: Tensor  # [*g]
 
 
-def _run(form: ScalarForm, initial: Tensor | float, mu: Tensor | float, steps: int, clip: float) -> _Run:
+def _run(form: ScalarForm, initial: Tensor | complex | float, mu: Tensor | float, steps: int, clip: float) -> _Run:
     state, mu = _broadcast(form, initial, mu)
     check_positive("steps", steps, integer=True)
     check_positive("clip", clip)
     clip = min(clip, FARTHEST)
     left = _size(state) > clip
+    state = torch.where(left[..., None], clip * state / _size(state)[..., None].clamp_min(1e-300), state)
     states, slopes, gone = [state], [], [left]
     for _ in range(steps):
         slopes.append(_held(form.jacobian(state, mu)))
@@ -224,9 +225,10 @@ def _run(form: ScalarForm, initial: Tensor | float, mu: Tensor | float, steps: i
     return _Run(torch.stack(states, dim=-2), torch.stack(slopes, dim=-3), torch.stack(gone, dim=-1), mu)
 
 
-def _broadcast(form: ScalarForm, initial: Tensor | float, mu: Tensor | float) -> tuple[Tensor, Tensor]:
+def _broadcast(form: ScalarForm, initial: Tensor | complex | float, mu: Tensor | float) -> tuple[Tensor, Tensor]:
     """α₀ as `[*g, d]` and μ as `[*g]`, float64."""
-    start = torch.as_tensor(initial)
+    kind = torch.complex128 if isinstance(initial, complex) else torch.float64
+    start = initial if isinstance(initial, Tensor) else torch.tensor(initial, dtype=kind)
     if start.is_complex() and form.dimension == 1:
         raise ValueError(f"`initial` must be real for {form!r}; got {start.dtype}. Take its real part.")
     start = start.to(torch.complex128 if start.is_complex() else torch.float64)
