@@ -141,7 +141,7 @@ def test_every_kind_of_network(name):
 def test_the_smooth_search_finds_the_same_with_many_seeds():
     network = competition(random_graph(6, 3))
     points = find_region_points(network)
-    searched = find_fixed_points(lambda h, x: network(h) + 0 * x.sum(), torch.zeros(1), randn(500, 6, seed=0).abs())
+    searched = find_fixed_points(network, torch.zeros(1), randn(500, 6, seed=0).abs())
     same_sets(points.states, searched.states, 1e-8)
     for i, state in enumerate(points.states):
         j = int((searched.states - state).norm(dim=1).argmin())
@@ -189,9 +189,7 @@ def test_points_of_a_search_are_made_exact():
     """Of 40 competing units the iteration alone comes to no point in 2000 regions; with seeds it needs one each."""
     network = competition(random_graph(40, 0))
     assert len(find_region_points(network, budget=2000).states) == 0
-    searched = find_fixed_points(
-        lambda h, x: network(h) + 0 * x.sum(), torch.zeros(1), randn(256, 40, seed=1).abs(), descent=0, iterations=50
-    )
+    searched = find_fixed_points(network, torch.zeros(1), randn(256, 40, seed=1).abs(), descent=0, iterations=50)
     assert len(searched.states) >= 1
     found = find_region_points(network, seeds=searched.states, budget=len(searched.states))
     same_sets(found.states, searched.states)
@@ -211,7 +209,7 @@ def test_tent_map():
     np.testing.assert_allclose(points.border[order], [0.5, 0.5 / 3], atol=1e-15)
     assert (points.index_sum, points.kinds) == (0, ("saddle-1", "saddle-1"))
     assert len(find_region_points(tent(2.0, -0.5)).states) == 0
-    two = find_cycles(lambda h, x: tent(2.0, 0.5)(h) + 0 * x, torch.zeros(1), torch.tensor([[0.6], [0.9]]), 2)
+    two = find_cycles(tent(2.0, 0.5), torch.zeros(1), torch.tensor([[0.6], [0.9]]), 2)
     np.testing.assert_allclose(two.states[0, :, 0], [0.9, 1.3], atol=1e-14)
     assert two.multipliers[0, 0].real.item() == pytest.approx(-4, abs=1e-12)
 

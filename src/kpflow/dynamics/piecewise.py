@@ -73,7 +73,9 @@ class PiecewiseLinear:
         eye = torch.eye(bias.numel(), dtype=bias.dtype, device=bias.device)
         return PiecewiseLinear(linear, weight, eye, torch.zeros_like(bias), bias)
 
-    def __call__(self, states: Float[Tensor, "*n H"]) -> Float[Tensor, "*n H"]:
+    def __call__(self, states: Float[Tensor, "*n H"], inputs: Tensor | None = None) -> Float[Tensor, "*n H"]:
+        """F(h); a step(h, x) for searches, where x is not looked at, as the matrices hold it."""
+        del inputs
         kept = states @ self.linear.mT + self.constant
         return kept + torch.relu(self.preactivations(states)) @ self.outgoing.mT
 
