@@ -52,6 +52,7 @@ sphinx_gallery_conf = {
             "plot_alignment_of_a_trained_network.py",
             "plot_transformer_kernels.py",
             "plot_infinite_width.py",
+            "plot_bifurcation_collapse.py",
         ]
     ),
     "abort_on_example_error": True,
