@@ -8,7 +8,7 @@ from .curves import Curve, Place, null_space
 from .kinks import kinks
 from .steps import Step
 
-__all__ = ["before_border", "crossed", "jumped"]
+__all__ = ["BEYOND", "GRAZING", "before_border", "crossed", "jumped"]
 
 GRAZING = 1e-10
 """An argument that stays below this on both sides is zero, and changes sign by rounding only."""

@@ -1,12 +1,15 @@
 """Branch points: refined by Newton's method on a regular system, and the tangent of the branch that crosses there."""
 
+import dataclasses
+import math
+
 import torch
 from torch import Tensor
 
 from .curves import Curve, Place, null_space
 from .steps import distance
 
-__all__ = ["crossing_tangent", "refined_branch_point"]
+__all__ = ["crossing_tangents", "refined_branch_point"]
 
 STEPS = 12
 """The most steps of Newton's method."""
@@ -18,8 +21,10 @@ DEGENERATE = 1e-8
 """Coefficients of the bifurcation equation that are as good as zero, relative to the largest second derivative."""
 
 
-def refined_branch_point(curve: Curve, place: Place) -> Place:
+def refined_branch_point(curve: Curve, place: Place, tangent: Tensor) -> Place:
     """The branch point near a place, to rounding, by a minimally augmented system; the place itself if that fails.
+
+    It has the tangent of the branch that is nearest to `tangent`.
 
     Along a branch, a branch point is known to the root of rounding only, for Newton's method is singular there. With
     the null vectors N of DG (two) and ψ of DGᵀ, the system G(u) + β ψ = 0, g(u) = 0 is regular, where DG X + ψ g = 0
@@ -43,25 +48,31 @@ def refined_branch_point(curve: Curve, place: Place) -> Place:
             break
     if not curve.is_near(u, curve.linearised(u)[0]):
         return place
-    return curve.place(u, place.tangent) or place
+    own = crossing_tangents(curve, u, tangent)[0]
+    found = curve.place(u, own)
+    return place if found is None else dataclasses.replace(found, tangent=own)
 
 
-def crossing_tangent(curve: Curve, u: Tensor, tangent: Tensor) -> Tensor:
-    """The tangent of the other branch, from the equation α² c₁₁ + 2 α β c₁₂ + β² c₂₂ = 0 of tangents α φ₁ + β φ₂.
+def crossing_tangents(curve: Curve, u: Tensor, near: Tensor) -> tuple[Tensor, Tensor]:
+    """The tangents of both branches, from the equation α² c₁₁ + 2 α β c₁₂ + β² c₂₂ = 0 of tangents α φ₁ + β φ₂.
 
-    φ₁ is the known tangent, so that c₁₁ = 0; φ₂ is normal to it in the null space of DG; cᵢⱼ = ⟨ψ, D²G[φᵢ, φⱼ]⟩. Where
-    the equation is degenerate, φ₂ itself.
+    φ₁ is the projection of `near`, an approximate tangent of one of them, on the null space of DG, φ₂ normal to it
+    there; cᵢⱼ = ⟨ψ, D²G[φᵢ, φⱼ]⟩. The tangent nearest to `near` comes first. Where the equation is degenerate, they
+    are φ₁ and φ₂.
     """
     nulls, left = null_space(curve.linearised(u)[1], 2)
-    second = nulls - (nulls @ tangent)[:, None] * tangent
+    first = nulls.mT @ (nulls @ near)
+    first = first / first.norm()
+    second = nulls - (nulls @ first)[:, None] * first
     second = second[second.norm(dim=1).argmax()]
     second = second / second.norm()
-    bend = _curvature(curve, u, left, second)
-    mixed, own = float(bend @ tangent), float(bend @ second)
-    if max(abs(mixed), abs(own)) <= DEGENERATE * (1 + float(bend.norm())):
-        return second
-    other = -own * tangent + 2 * mixed * second
-    return other / other.norm()
+    bends = [_curvature(curve, u, left, direction) for direction in (first, second)]
+    own, mixed, other = (float(value) for value in (bends[0] @ first, bends[0] @ second, bends[1] @ second))
+    root = mixed + math.copysign(math.sqrt(max(mixed**2 - own * other, 0.0)), mixed)
+    if abs(root) <= DEGENERATE * (1 + float(bends[0].norm()) + float(bends[1].norm())):
+        return first, second
+    one, two = first - own / root * second, second - other / root * first
+    return one / one.norm(), two / two.norm()
 
 
 def _bordered(slopes: Tensor, column: Tensor, rows: Tensor) -> Tensor:

@@ -9,9 +9,9 @@ from typing import Any, final
 import torch
 from torch import Tensor
 
-from kpflow._checks import check_positive
+from kpflow._checks import check_finite, check_positive
 
-from .borders import before_border, crossed, jumped
+from .borders import BEYOND, GRAZING, before_border, crossed, jumped
 from .branches import Branch, Ending, Event
 from .curves import Curve, Place, null_space
 from .events import events_within
@@ -26,6 +26,13 @@ TURN = 0.97
 
 OFF = 0.3
 """The most that Newton's method may move a guess, in units of the step."""
+
+BENT = 0.02
+"""The most that the way between may differ from that of a parabola with both tangents, in units of the step."""
+
+LEAP = 1e-3
+"""A step down to this, in units of the longest, is shortened where a branch point within it cannot be refined: it may
+have leapt over the gap of an imperfect pitchfork."""
 
 SMALLEST = 1e-7
 """The shortest step, in units of the longest."""
@@ -103,7 +110,7 @@ def continue_branch(
         >>> start = torch.tensor([0.9575040240772687], dtype=torch.float64)
         >>> branch = continue_branch(step, start, 0.0, bounds=(-1.0, 1.0))
         >>> branch.events
-        (Event(fold at -0.5328399754), Event(fold at 0.5328399754))
+        (Event(fold at 0.5328399754), Event(fold at -0.5328399754))
     """
     limits = checked_limits(bounds, max_step, steps, time_limit)
     with exact_derivatives():
@@ -153,6 +160,7 @@ def checked_curve(
         raise ValueError(f"`function` must return shape {tuple(state.shape)} in float64, like `point`; got {got}.")
     if not value.requires_grad:
         raise ValueError("`function` must be differentiable in h and λ; its result has no gradient. Do not detach.")
+    check_finite("function(point, parameter)", value.detach(), ("unit",), "It leaves the floating range there.")
     curve = Curve(function, bool(flow), float(tolerance))
     size = float(curve.residual(torch.cat([state, state.new_tensor([parameter])])).detach().norm())
     if not size <= NEAR_START * (1 + float(state.norm())):
@@ -185,11 +193,25 @@ def started(curve: Curve, point: Tensor, parameter: float) -> Place:
 
 def follow_both(curve: Curve, start: Place, limits: Limits, switched: bool = False) -> Branch:
     """The branch in both directions; if `switched`, the start is a branch point and is not looked at again."""
-    ahead = _Run(curve, start, limits, switched)
+    now = time.monotonic()
+    half = dataclasses.replace(limits, deadline=now + (limits.deadline - now) / 2)
+    ahead = _Run(curve, _sided(curve, start, 1.0), half, switched)
     if ahead.ending is Ending.CLOSED:
         return _joined(None, ahead)
     back = dataclasses.replace(start, tangent=-start.tangent, sign=-start.sign)
-    return _joined(_Run(curve, back, limits, switched), ahead)
+    return _joined(_Run(curve, _sided(curve, back, -1.0), limits, switched), ahead)
+
+
+def _sided(curve: Curve, start: Place, direction: float) -> Place:
+    """A start on a border with the tangent of its branch on one side in λ, where that can be found; others as it is."""
+    if not bool((start.kinks.abs() <= GRAZING).any()):
+        return start
+    upwards = direction * _upwards(start.u)
+    found = curve.corrected(start.u + BEYOND * (1 + start.u.norm()) * upwards, upwards)
+    if found is None or distance(start.u, found[0]) > 1e-3:
+        return start
+    beside = curve.place(found[0], (found[0] - start.u) / (found[0] - start.u).norm())
+    return start if beside is None else dataclasses.replace(beside, u=start.u, newton=0)
 
 
 @final
@@ -239,7 +261,16 @@ class _Run:
         if float((found[0] - guess).norm()) > OFF * self.size:
             return None, True
         new = self.curve.place(found[0], here.tangent, found[1])
-        return (new if new is not None and float(new.tangent @ here.tangent) > TURN else None), new is not None
+        if new is None:
+            return None, False
+        return (new if self._is_next(here, new) else None), True
+
+    def _is_next(self, here: Place, new: Place) -> bool:
+        """Whether tangents at both ends, and the way between, are those of one smooth piece, or there is a border."""
+        if float(new.tangent @ here.tangent) <= TURN:
+            return False
+        bend = new.u - here.u - 0.5 * self.size * (here.tangent + new.tangent / (new.tangent @ here.tangent))
+        return float(bend.norm()) <= BENT * self.size or bool(crossed(here.kinks, new.kinks))
 
     def _taken(self, here: Place, new: Place) -> bool:
         """Append a place, or that on the bound before it, and the events on the way; False if borders forbid it."""
@@ -252,19 +283,22 @@ class _Run:
             found = before_border(self.curve, here, new)
             if found is None:
                 return False
-            if found[0] > 0:
-                self._append(here, found[1])
+            if found[0] > 0 and not self._append(here, found[1]):
+                return False
             return self._jump(self.places[-1], max(1e-5 * self.size, 1e-7))
-        self._append(here, new)
-        return True
+        return self._append(here, new)
 
-    def _append(self, here: Place, new: Place) -> None:
+    def _append(self, here: Place, new: Place) -> bool:
+        """Append a place and the events on the way; False where a seeming branch point tells of a leap between two."""
         length = self.lengths[-1]
-        if not self.fresh:
-            self.events.extend(events_within(self.curve, here, new, length))
+        found = [] if self.fresh else events_within(self.curve, here, new, length)
+        if self.size > LEAP * self.limits.longest and any(event.kind == "branch point" for event in found):
+            return False
+        self.events.extend(found)
         self.fresh = False
         self.places.append(new)
         self.lengths.append(length + float((new.u - here.u).norm()))
+        return True
 
     def _jump(self, here: Place, reach: float) -> bool:
         """Go over a border that is ahead, if there is one."""

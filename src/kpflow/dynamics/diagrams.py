@@ -12,17 +12,20 @@ from torch import Tensor
 
 from kpflow._checks import check_positive, check_tensor
 
-from .branch_points import crossing_tangent
+from .branch_points import crossing_tangents
 from .branches import Branch, Event
 from .continuation import Limits, checked_curve, checked_limits, follow_both, polished, started
 from .curves import Curve, Place
 from .maps import exact_derivatives
-from .steps import distance
+from .steps import distance, hermite
 
 __all__ = ["Diagram", "bifurcation_diagram", "distinct_events", "is_known", "switch_branch"]
 
 SAME = 1e-6
 """Places that are nearer, relative to 1 + ‖u‖, are one."""
+
+NEAR = 1e-3
+"""The most that a place on a branch may be off the cubic between its points, in units of their distance."""
 
 BRANCHINGS = ("pitchfork", "transcritical", "branch point")
 
@@ -152,7 +155,7 @@ def _explored(curve: Curve, points: Tensor, parameter: float, limits: Limits, mo
             if _is_old(curve, found, start, limits):
                 continue
             branch = follow_both(curve, start, limits, switched=True)
-        elif is_known(curve, found, polished(curve, item, parameter)):
+        elif is_known(found, polished(curve, item, parameter)):
             continue
         else:
             branch = follow_both(curve, started(curve, item, parameter), limits)
@@ -171,19 +174,19 @@ def distinct_events(branches: Iterable[Branch]) -> tuple[Event, ...]:
     return tuple(sorted(kept, key=lambda event: event.parameter))
 
 
-def is_known(curve: Curve, branches: Iterable[Branch], u: Tensor) -> bool:
-    """Whether a place lies on one of the branches: it is that at the same projection on the nearest tangent."""
+def is_known(branches: Iterable[Branch], u: Tensor) -> bool:
+    """Whether a place lies on one of the branches, by Hermite's cubic on the pieces around their nearest points."""
     for branch in branches:
         places = torch.cat([branch.states, branch.parameters[:, None]], dim=1)
         nearest = int((places - u).norm(dim=1).argmin())
-        base, tangent = places[nearest], branch.tangents[nearest]
-        reach = float(branch.arclength.diff().max()) if len(places) > 1 else 0.0
-        at = float(tangent @ (u - base))
-        if distance(base, u) <= SAME:
+        if distance(places[nearest], u) <= SAME:
             return True
-        if abs(at) <= reach:
-            found = curve.corrected(base + at * tangent, tangent)
-            if found is not None and distance(u, found[0]) <= SAME:
+        for k in range(max(0, nearest - 1), min(nearest + 1, len(places) - 1)):
+            first, last, tangent = places[k], places[k + 1], branch.tangents[k]
+            at, length = float(tangent @ (u - first)), float(tangent @ (last - first))
+            if 0 <= at <= length and distance(
+                hermite(first, tangent, last, branch.tangents[k + 1], at), u
+            ) <= SAME + NEAR * length:
                 return True
     return False
 
@@ -193,7 +196,7 @@ def _is_old(curve: Curve, branches: list[Branch], start: Place, limits: Limits) 
     for side in (1, -1):
         guess = start.u + side * 0.1 * limits.longest * start.tangent
         found = curve.corrected(guess, start.tangent)
-        if found is not None and is_known(curve, branches, found[0]):
+        if found is not None and is_known(branches, found[0]):
             return True
     return False
 
@@ -210,7 +213,7 @@ def _is_among(event: Event, others: list[Event]) -> bool:
 def _switched(curve: Curve, event: Event) -> Place:
     """The place of a branch point, with the tangent of the other branch."""
     u = torch.cat([event.state, event.state.new_tensor([event.parameter])])
-    tangent = crossing_tangent(curve, u, event.tangent)
+    tangent = crossing_tangents(curve, u, event.tangent)[1]
     place = curve.place(u, tangent)
     assert place is not None
     return dataclasses.replace(place, tangent=tangent)

@@ -24,10 +24,13 @@ NORMAL = 1e-5
 TOGETHER = 1e-3
 """A fold and a branch point that are this close, in units of the step, are the branch point: its branch turns there."""
 
+SAME = 1e-8
+"""Roots that are this close, in units of the step, are those of one pair."""
+
 REAL = 1e-6
 """|Im μ| of a multiplier that is as good as real: two real ones with product 1, a neutral saddle, are no event."""
 
-IMPERFECT = 0.2
+IMPERFECT = 0.25
 """A fold is that of a broken pitchfork if its cusp is this close, in units of 1 + ‖h‖: a number by experience."""
 
 Number = Callable[[Place], float]
@@ -46,7 +49,10 @@ def events_within(curve: Curve, start: Place, end: Place, arclength: float) -> l
     kind = "hopf" if curve.flow else "neimark-sacker"
     for number in _pairs(curve, start, end, step.length):
         root = step.root(number)
-        if root is None or number.is_pair(root.place):
+        twice = root is not None and any(
+            was is not None and name == kind and abs(was.at - root.at) <= SAME * step.length for name, was in found
+        )
+        if root is None or (number.is_pair(root.place) and not twice):
             found.append((kind, root))
     roots = [(kind, root) for kind, root in found if root is not None]
     branchings = [root.at for kind, root in roots if kind == "branch point"]
@@ -57,7 +63,7 @@ def events_within(curve: Curve, start: Place, end: Place, arclength: float) -> l
     ]
     lost = [_unrefined(kind, step, arclength) for kind, root in found if root is None]
     return sorted(
-        [_described(curve, kind, root, arclength) for kind, root in kept] + lost, key=lambda item: item.arclength
+        [_described(step, kind, root, arclength) for kind, root in kept] + lost, key=lambda item: item.arclength
     )
 
 
@@ -80,7 +86,8 @@ def _pairs(curve: Curve, start: Place, end: Place, length: float) -> list["_Foll
     rows, columns = linear_sum_assignment((old[:, None] - new[None]).abs().cpu().numpy())
     old, new = old[rows], new[columns]
     crossing = (curve.excess(old) > 0) != (curve.excess(new) > 0)
-    complex_ = (old.imag > 0) | ((old.imag == 0) & (new.imag > 0))
+    turning_real = (old.imag == 0) != (new.imag == 0)  # of such a pair, either may be the one that crosses
+    complex_ = (old.imag > 0) | turning_real
     return [_Followed(curve, start, old[i], new[i], length) for i in (crossing & complex_).nonzero()[:, 0].tolist()]
 
 
@@ -108,9 +115,11 @@ class _Followed:
         return abs(self(place)) <= NORMAL and abs(float(self.nearest(place).imag)) > REAL
 
 
-def _described(curve: Curve, kind: str, root: Root, arclength: float) -> Event:
+def _described(step: Step, kind: str, root: Root, arclength: float) -> Event:
     """The event with its normal form."""
-    place = refined_branch_point(curve, root.place) if kind == "branch point" else root.place
+    curve, place = step.curve, root.place
+    if kind == "branch point":
+        place = refined_branch_point(curve, place, step.direction(root.at))
     state, parameter = place.u[:-1], float(place.u[-1])
     form, note = _form(curve, kind, state, parameter)
     if kind == "branch point" and form is not None and abs(form.coefficients["a"]) <= NORMAL:

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from .curves import Curve, Place
 
-__all__ = ["Root", "Step", "distance"]
+__all__ = ["Root", "Step", "distance", "hermite"]
 
 WIDTH = 1e-13
 """A bracket is narrow enough, in units of the step; what is left is rounding."""
@@ -62,12 +62,12 @@ class Step:
 
     def guess(self, at: float) -> Float[Tensor, "n1"]:
         """Hermite's cubic; its error, by the fourth power of the length, is less than that of the tangent."""
-        length = self.length
-        s, first = at / length, self.start.tangent
-        slope = self.end.tangent / (self.end.tangent @ first)
-        chord = self.end.u - self.start.u
-        bend = (1 - s) * (length * first - chord) + s * (chord - length * slope)
-        return self.start.u + s * chord + s * (1 - s) * bend
+        return hermite(self.start.u, self.start.tangent, self.end.u, self.end.tangent, at)
+
+    def direction(self, at: float) -> Float[Tensor, "n1"]:
+        """A tangent of Hermite's cubic."""
+        reach = 1e-4 * self.length
+        return self.guess(at + reach) - self.guess(at - reach)
 
     def place(self, at: float) -> Place | None:
         """The place at this projection."""
@@ -102,6 +102,16 @@ class Step:
             else:
                 high, after, above, below = middle, place, value, below / 2
         return Root(best[1], best[2], before, after)
+
+
+def hermite(first: Tensor, leaving: Tensor, last: Tensor, arriving: Tensor, at: float) -> Tensor:
+    """The cubic between two places with both unit tangents, at a projection on the first tangent."""
+    chord = last - first
+    length = leaving @ chord
+    s = at / length
+    slope = arriving / (arriving @ leaving)
+    bend = (1 - s) * (length * leaving - chord) + s * (chord - length * slope)
+    return first + s * chord + s * (1 - s) * bend
 
 
 def distance(one: Tensor, other: Tensor) -> float:
