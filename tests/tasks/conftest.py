@@ -3,16 +3,27 @@
 import jaxtyping
 import pytest
 
-from kpflow.tasks import FlipFlop, MemoryAnti, MemoryPro, get, names
+from kpflow.tasks import FlipFlop, Integration, MemoryAnti, MemoryPro, MultiTask, RuleTask, get, names
 from kpflow.tasks.delayed_response import DelayAnti, DelayPro
 
-CASES = {name: get(name) for name in names()} | {
+SMALLER = {"yang": {"units": 8}, "chaos": {"steps": 10}}
+"""Parameters that make the tasks of a family cheap and leave their definitions as they are."""
+
+SLOW = ("chaos_rossler", "chaos_halvorsen")
+"""They differ from the other chaotic systems in numbers alone, which have a test of their own."""
+
+CASES = {name: get(name, **SMALLER.get(name.split("_")[0], {})) for name in names() if name not in SLOW} | {
     "memory_pro driscoll": MemoryPro.driscoll(),
     "memory_anti padded": MemoryAnti(timing="driscoll", context=0, order="sin_cos"),
     "delay_pro driscoll": DelayPro.driscoll(weighting="uniform"),
     "delay_anti tiny": DelayAnti(context=2, stimulus=1, memory=0, response=2, grace=20.0),
     "flipflop dense": FlipFlop(K=2, steps=64, p=0.5, first="pulse", blind=2, dt=10.0, tau=100.0),
     "flipflop one bit": FlipFlop(K=1, steps=20, p=0.2),
+    "integration with a bound": Integration(steps=40, bound=0.2, leak=0.1, sigma=0.3),
+    "rules on rings": RuleTask("dmsgo", encoding="ring", units=6, order="sin_cos", weighting="uniform"),
+    "rules in channels": RuleTask("multidm", timing="yang", baseline=0.1, dt=50.0),
+    "fifteen tasks": MultiTask.driscoll(),
+    "four tasks with a cue": MultiTask.memory_and_delay(5, stimulus=4, memory=6, response=7),
 }
 
 

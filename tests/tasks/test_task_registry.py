@@ -9,13 +9,16 @@ def test_names_make_tasks_of_that_name():
     assert set(names()) >= {"memory_pro", "memory_anti", "delay_pro", "delay_anti", "flipflop"}
     for name in names():
         assert get(name).name == name
+    assert get("driscoll_memory_pro", rule="react_pro").name == "driscoll_react_pro"
 
 
 def test_parameters_are_passed_on():
     assert get("memory_pro", stimulus=7, sigma=0.0) == MemoryPro(stimulus=7, sigma=0.0)
 
 
-@pytest.mark.parametrize(("wrong", "right"), [("memory-pro", "memory_pro"), ("flip_flop", "flipflop")])
+@pytest.mark.parametrize(
+    ("wrong", "right"), [("memory-pro", "memory_pro"), ("flip_flop", "flipflop"), ("yang_dms1", "yang_dm1")]
+)
 def test_an_unknown_name_brings_the_nearest(wrong, right):
     message = rf"`name` must be a task; got '{wrong}'. Did you mean '{right}'\? There are: memory_pro, memory_anti"
     with pytest.raises(ValueError, match=message):

@@ -4,7 +4,7 @@ import abc
 import dataclasses
 import math
 from collections.abc import Mapping
-from typing import Any, ClassVar, final
+from typing import Any, final
 
 import torch
 from jaxtyping import Float, Shaped
@@ -14,7 +14,7 @@ from kpflow._checks import check_finite, check_generator, check_one_of, check_po
 
 from .trials import Trials, resolve_epoch
 
-__all__ = ["Task", "need_condition", "noise_per_step"]
+__all__ = ["Task", "check_flag", "need_condition", "noise_per_step", "trials_of"]
 
 MODES = ("random", "grid")
 
@@ -35,8 +35,10 @@ class Task(abc.ABC):
         (0.0, 1.0)
     """
 
-    name: ClassVar[str]
-    """The name of the task in the registry, for example "memory_pro"."""
+    @property
+    @abc.abstractmethod
+    def name(self) -> str:
+        """The name of the task in the registry, for example "memory_pro"."""
 
     @property
     @abc.abstractmethod
@@ -123,8 +125,8 @@ class Task(abc.ABC):
         """
         check_positive("B", B, integer=True)
         check_one_of("mode", mode, MODES)
-        _check_flag("noise", noise, "The level of the noise is a parameter of the task.")
-        _check_flag("shared_timing", shared_timing, "")
+        check_flag("noise", noise, "The level of the noise is a parameter of the task.")
+        check_flag("shared_timing", shared_timing)
         if not dtype.is_floating_point:
             raise TypeError(f"`dtype` must be a floating-point type such as torch.float32; got {dtype}.")
         source = check_generator("generator", generator, torch.device("cpu"))
@@ -256,6 +258,31 @@ class Task(abc.ABC):
         return torch.zeros(len(first), dtype=dtype or next(floating, torch.float32), device=first.device)
 
 
+def trials_of(
+    task: Task,
+    *,
+    inputs: Tensor,
+    targets: Tensor,
+    mask: Tensor,
+    epochs: Mapping[str, tuple[Tensor, Tensor]],
+    conditions: Mapping[str, Tensor],
+) -> Trials:
+    """Trials of `task` without noise, as long as their last epoch; `task` has `dt` and `tau`."""
+    return Trials(
+        inputs=inputs,
+        inputs_clean=inputs.clone(),
+        targets=targets,
+        mask=mask,
+        length=epochs[task.epoch_names[-1]][1].clone(),
+        epochs=epochs,
+        conditions=conditions,
+        dt=getattr(task, "dt"),  # noqa: B009
+        tau=getattr(task, "tau"),  # noqa: B009
+        input_labels=task.input_labels,
+        output_labels=task.output_labels,
+    )
+
+
 def noise_per_step(sigma: int | float, dt: int | float, tau: int | float) -> float:
     """σ √(2/α) with α = dt/τ: the noise per step whose effect on a unit of time constant τ does not depend on dt.
 
@@ -282,6 +309,7 @@ def _with_noise(trials: Trials, std: float, generator: torch.Generator) -> Trial
     return dataclasses.replace(trials, inputs=clean + noise * trials.valid[:, :, None])
 
 
-def _check_flag(name: str, value: Any, remedy: str) -> None:
+def check_flag(name: str, value: Any, remedy: str = "") -> None:
+    """Raise unless `value` is True or False."""
     if not isinstance(value, bool):
         raise TypeError(f"`{name}` must be True or False; got {value!r}. {remedy}".rstrip())

@@ -4,7 +4,7 @@ import abc
 import dataclasses
 import math
 from collections.abc import Mapping
-from typing import Any, ClassVar, TypeVar, final
+from typing import Any, TypeVar, final
 
 import torch
 from jaxtyping import Float, Int
@@ -13,7 +13,8 @@ from torch import Tensor
 from kpflow._checks import check_one_of, check_positive, check_range
 
 from .base import Task, need_condition, noise_per_step
-from .timing import consecutive, draw_durations, piecewise, to_steps
+from .directions import angular_distance, draw_angles, read_angle, response_weights, to_channels
+from .timing import consecutive, draw_durations, fixed_durations, piecewise, to_steps
 from .trials import Trials
 
 __all__ = ["DelayAnti", "DelayPro", "DelayedResponse", "MemoryAnti", "MemoryPro"]
@@ -152,7 +153,7 @@ class DelayedResponse(Task):
     def _draw(self, B: int, generator: torch.Generator | None, shared_timing: bool) -> Trials:
         epochs = consecutive(self.epoch_names, self._durations(B, generator, shared_timing))
         length = epochs["response"][1].clone()
-        angle = _angles(B, generator)
+        angle = draw_angles(B, generator)
         T = int(length.max())
         zeros = torch.zeros_like(angle)
         shown = {name: self._static_inputs(name, {"angle": angle}, zeros) for name in self.epoch_names}
@@ -161,7 +162,9 @@ class DelayedResponse(Task):
             inputs=inputs,
             inputs_clean=inputs.clone(),
             targets=piecewise(epochs, {name: self._answer(name, angle) for name in self.epoch_names}, T),
-            mask=self._weights(epochs, T),
+            mask=response_weights(
+                epochs, T, grace=self.grace, dt=self.dt, weighting=self.weighting, channels=self.num_outputs
+            ),
             length=length,
             epochs=epochs,
             conditions={"angle": angle},
@@ -174,64 +177,42 @@ class DelayedResponse(Task):
     def _static_inputs(self, epoch: str, conditions: Mapping[str, Tensor], zeros: Tensor) -> Tensor:
         fixation = zeros if epoch == "response" else zeros + 1
         if epoch == "stimulus" or (epoch == "response" and self.stays):
-            direction = self._direction(need_condition(conditions, "angle", epoch))
+            direction = to_channels(need_condition(conditions, "angle", epoch), self.order)
         else:
-            direction = (zeros, zeros)
-        return torch.stack((fixation, *direction), dim=-1)
+            direction = torch.stack((zeros, zeros), dim=-1)
+        return torch.cat((fixation[:, None], direction), dim=-1)
 
     def _score(self, outputs: Tensor, trials: Trials) -> dict[str, float]:
         last = outputs[torch.arange(trials.num_trials, device=outputs.device), trials.length - 1].double()  # [B, 3]
         released = last[:, 0] <= 0.5
-        error = self._angular_error(last[:, 1:], trials.conditions["angle"].double())
+        answered, strength = read_angle(last[:, 1:], self.order)
+        goal = trials.conditions["angle"].double() + (math.pi if self.anti else 0.0)
+        error = torch.where(strength == 0, math.pi, angular_distance(answered, goal))
         return {
             "accuracy": float((released & (error < TOLERANCE)).double().mean()),
             "released": float(released.double().mean()),
             "angular_error": float(error.mean()),
         }
 
-    def _angular_error(self, direction: Float[Tensor, "B 2"], angle: Float[Tensor, " B"]) -> Float[Tensor, " B"]:
-        """Distance of the angle of `direction` from the right answer to `angle`, in [0, π]; π if it has none."""
-        cos, sin = direction.unbind(dim=-1) if self.order == "cos_sin" else direction.flip(-1).unbind(dim=-1)
-        difference = torch.atan2(sin, cos) - angle - (math.pi if self.anti else 0.0)
-        wrapped = torch.atan2(difference.sin(), difference.cos()).abs()
-        return torch.where((cos == 0) & (sin == 0), math.pi, wrapped)
-
-    def _direction(self, angle: Tensor) -> tuple[Tensor, Tensor]:
-        """The two channels of `angle`, in the task's order."""
-        cos, sin = angle.cos(), angle.sin()
-        return (cos, sin) if self.order == "cos_sin" else (sin, cos)
-
     def _answer(self, epoch: str, angle: Float[Tensor, " B"]) -> Float[Tensor, "B 3"]:
         """What the outputs should be in `epoch`."""
-        zeros = torch.zeros_like(angle)
+        zeros = torch.zeros_like(angle)[:, None]
         if epoch != "response":
-            return torch.stack((zeros + self.fixation_target, zeros, zeros), dim=-1)
+            return torch.cat((zeros + self.fixation_target, zeros, zeros), dim=-1)
         sign = -1.0 if self.anti else 1.0  # cos(θ + π) = −cos θ, sin(θ + π) = −sin θ
-        first, second = self._direction(angle)
-        return torch.stack((zeros, sign * first, sign * second), dim=-1)
+        return torch.cat((zeros, sign * to_channels(angle, self.order)), dim=-1)
 
     def _durations(self, B: int, generator: torch.Generator | None, shared: bool) -> Int[Tensor, "B E"]:
         """Steps of every epoch of every trial."""
         if self.timing == "driscoll" and generator is not None:
             return draw_durations(DELAY_RANGES if self.stays else MEMORY_RANGES, B, self.dt, generator, shared)
         if self.timing == "driscoll":
-            steps = [to_steps(duration, self.dt) for duration in (DELAY_GRID if self.stays else MEMORY_GRID)]
-        elif self.stays:
+            return fixed_durations(DELAY_GRID if self.stays else MEMORY_GRID, B, self.dt)
+        if self.stays:
             steps = [self.context, self.stimulus + self.memory, self.response]
         else:
             steps = [self.context, self.stimulus, self.memory, self.response]
         return torch.tensor(steps).expand(B, len(steps)).clone()
-
-    def _weights(self, epochs: Mapping[str, tuple[Tensor, Tensor]], T: int) -> Float[Tensor, "B T 3"]:
-        """The mask; 0 in the grace period and in the padding."""
-        step = torch.arange(T)
-        go, end = (times[:, None] for times in epochs["response"])
-        grace = to_steps(self.grace, self.dt)
-        before, after = (step < go).double(), ((go + grace <= step) & (step < end)).double()  # [B, T] each
-        if self.weighting == "uniform":
-            return (before + after)[:, :, None].repeat(1, 1, 3)
-        weight = before * (step >= grace) + 25 * after
-        return torch.stack((4 * weight, weight, weight), dim=-1)
 
 
 @final
@@ -252,7 +233,9 @@ class MemoryPro(DelayedResponse):
         tensor([125, 125, 125])
     """
 
-    name: ClassVar[str] = "memory_pro"
+    @property
+    def name(self) -> str:
+        return "memory_pro"
 
     @property
     def stays(self) -> bool:
@@ -276,7 +259,9 @@ class MemoryAnti(DelayedResponse):
         ([1, 0, 1], [0, 0, -1])
     """
 
-    name: ClassVar[str] = "memory_anti"
+    @property
+    def name(self) -> str:
+        return "memory_anti"
 
     @property
     def stays(self) -> bool:
@@ -300,7 +285,9 @@ class DelayPro(DelayedResponse):
         ([0, 0, 1], [0, 0, 1])
     """
 
-    name: ClassVar[str] = "delay_pro"
+    @property
+    def name(self) -> str:
+        return "delay_pro"
 
     @property
     def stays(self) -> bool:
@@ -324,7 +311,9 @@ class DelayAnti(DelayedResponse):
         ([0, 0, 1], [0, 0, -1])
     """
 
-    name: ClassVar[str] = "delay_anti"
+    @property
+    def name(self) -> str:
+        return "delay_anti"
 
     @property
     def stays(self) -> bool:
@@ -333,13 +322,6 @@ class DelayAnti(DelayedResponse):
     @property
     def anti(self) -> bool:
         return True
-
-
-def _angles(B: int, generator: torch.Generator | None) -> Float[Tensor, " B"]:
-    """U[0, 2π), or the grid 2π b/B."""
-    if generator is None:
-        return 2 * math.pi * torch.arange(B, dtype=torch.float64) / B
-    return 2 * math.pi * torch.rand(B, generator=generator, dtype=torch.float64)
 
 
 def _check_durations(task: DelayedResponse) -> None:

@@ -2,7 +2,7 @@
 
 import dataclasses
 from collections.abc import Mapping
-from typing import ClassVar, final
+from typing import final
 
 import torch
 from jaxtyping import Float, Int
@@ -10,7 +10,7 @@ from torch import Tensor
 
 from kpflow._checks import check_one_of, check_positive, check_range
 
-from .base import Task, noise_per_step
+from .base import Task, check_flag, need_condition, noise_per_step
 from .trials import Trials
 
 __all__ = ["FlipFlop"]
@@ -34,6 +34,10 @@ class FlipFlop(Task):
     cyclically. So B = 2^K trials meet every pattern, B = K 2^K make every transition of one bit first, and there are as
     many pulses as at random. `first` plays no role.
 
+    With `anti` there is one more input, s = ±1 throughout the trial, equally likely, and y_k is multiplied by it. s is
+    the condition `context`. On the grid even trials have s = 1 and odd ones s = −1, and the pulses of both are those
+    of trial ⌊b/2⌋ above.
+
     An output is right where |ŷ − y| < 1/2. `score` returns `accuracy`, the fraction of right outputs among those with
     weight, and `perfect_trials`, the fraction of trials whose outputs with weight are all right.
 
@@ -46,9 +50,11 @@ class FlipFlop(Task):
         blind: Steps without weight for a bit, from each step on at which its target changes.
         dt: Duration of a step, ms.
         tau: Time constant τ that the noise is scaled for, ms.
+        anti: Whether an input says that every output is to be turned round.
 
     Raises:
         ValueError: A parameter is out of range.
+        TypeError: `anti` is no bool.
 
     Source: Sussillo & Barak (2013). Defaults: Hazelden et al. (2025), arXiv 2507.06381. FixedPointFinder has
     `steps=64, p=0.5, first="pulse"`; Computation-through-Dynamics `steps=500, p=0.01 … 0.02`, with a `blind` of 4.
@@ -62,8 +68,6 @@ class FlipFlop(Task):
         [[-1, -1, 1, 1, 1, 1], [1, 1, 1, 1, -1, -1]]
     """
 
-    name: ClassVar[str] = "flipflop"
-
     K: int = 3
     steps: int = 90
     p: int | float = 0.05
@@ -72,6 +76,7 @@ class FlipFlop(Task):
     blind: int = 0
     dt: int | float = 20.0
     tau: int | float = 20.0
+    anti: bool = False
 
     def __post_init__(self) -> None:
         check_range("K", self.K, 1, MAX_BITS, integer=True)
@@ -82,10 +87,15 @@ class FlipFlop(Task):
         check_range("blind", self.blind, 0, integer=True)
         check_positive("dt", self.dt)
         check_positive("tau", self.tau)
+        check_flag("anti", self.anti)
+
+    @property
+    def name(self) -> str:
+        return "flipflop_anti" if self.anti else "flipflop"
 
     @property
     def input_labels(self) -> tuple[str, ...]:
-        return tuple(f"pulse {k}" for k in range(self.K))
+        return (*(f"pulse {k}" for k in range(self.K)), *(("context",) if self.anti else ()))
 
     @property
     def output_labels(self) -> tuple[str, ...]:
@@ -97,32 +107,47 @@ class FlipFlop(Task):
 
     @property
     def condition_names(self) -> tuple[str, ...]:
-        return ("final",)
+        return ("final", "context") if self.anti else ("final",)
 
     @property
     def noise_std(self) -> float:
         return noise_per_step(self.sigma, self.dt, self.tau)
 
     def _draw(self, B: int, generator: torch.Generator | None, shared_timing: bool) -> Trials:  # noqa: ARG002
-        pulses = self._grid_pulses(B) if generator is None else self._random_pulses(B, generator)  # [B, T, K]
+        trial = torch.arange(B)
+        if generator is None:
+            pulses = self._grid_pulses(trial // 2 if self.anti else trial)  # [B, T, K]
+            context = 1.0 - 2.0 * (trial % 2).double()
+        else:
+            pulses = self._random_pulses(B, generator)
+            context = _signs((B,), generator) if self.anti else torch.ones(B, dtype=torch.float64)
         targets = _last_nonzero(pulses)
+        inputs = pulses
+        conditions = {"final": _pattern_number(targets[:, -1])}
+        if self.anti:
+            targets = targets * context[:, None, None]
+            inputs = torch.cat((pulses, context[:, None, None].expand(B, self.steps, 1)), dim=2)
+            conditions = {"final": _pattern_number(targets[:, -1]), "context": context}
         length = torch.full((B,), self.steps)
         return Trials(
-            inputs=pulses,
-            inputs_clean=pulses.clone(),
+            inputs=inputs,
+            inputs_clean=inputs.clone(),
             targets=targets,
             mask=self._weights(targets),
             length=length,
             epochs={"memory": (torch.zeros_like(length), length.clone())},
-            conditions={"final": _pattern_number(targets[:, -1])},
+            conditions=conditions,
             dt=self.dt,
             tau=self.tau,
             input_labels=self.input_labels,
             output_labels=self.output_labels,
         )
 
-    def _static_inputs(self, epoch: str, conditions: Mapping[str, Tensor], zeros: Tensor) -> Tensor:  # noqa: ARG002
-        return zeros[:, None].repeat(1, self.K)
+    def _static_inputs(self, epoch: str, conditions: Mapping[str, Tensor], zeros: Tensor) -> Tensor:
+        silent = zeros[:, None].repeat(1, self.K)
+        if not self.anti:
+            return silent
+        return torch.cat((silent, need_condition(conditions, "context", epoch)[:, None]), dim=1)
 
     def _score(self, outputs: Tensor, trials: Trials) -> dict[str, float]:
         weighted = trials.mask > 0
@@ -135,13 +160,13 @@ class FlipFlop(Task):
     def _random_pulses(self, B: int, generator: torch.Generator) -> Float[Tensor, "B T K"]:
         shape = (B, self.steps, self.K)
         pulsed = torch.rand(shape, generator=generator, dtype=torch.float64) < self.p
-        positive = torch.rand(shape, generator=generator, dtype=torch.float64) < 0.5
+        signs = _signs(shape, generator)
         if self.first == "pulse":
             pulsed[:, 0] = True
-        return torch.where(positive, 1.0, -1.0).double() * pulsed
+        return signs * pulsed
 
-    def _grid_pulses(self, B: int) -> Float[Tensor, "B T K"]:
-        trial, bits = torch.arange(B), torch.arange(self.K)
+    def _grid_pulses(self, trial: Int[Tensor, " B"]) -> Float[Tensor, "B T K"]:
+        B, bits = len(trial), torch.arange(self.K)
         start = 2.0 * ((trial[:, None] >> bits) & 1) - 1  # [B, K], bit k of the number b mod 2^K
         period = max(1, round(1 / (self.p * self.K))) if self.p > 0 else self.steps
         times = torch.arange(period, self.steps, period)
@@ -158,6 +183,11 @@ class FlipFlop(Task):
         step = torch.arange(self.steps)[None, :, None]
         since = step - torch.where(changed, step, -self.blind).cummax(dim=1).values  # ≥ blind before any change
         return (since >= self.blind).double()
+
+
+def _signs(shape: tuple[int, ...], generator: torch.Generator) -> Float[Tensor, "..."]:
+    """±1, equally likely."""
+    return torch.where(torch.rand(shape, generator=generator, dtype=torch.float64) < 0.5, 1.0, -1.0).double()
 
 
 def _last_nonzero(pulses: Float[Tensor, "B T K"]) -> Float[Tensor, "B T K"]:

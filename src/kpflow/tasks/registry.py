@@ -1,35 +1,60 @@
 """The tasks by name. A new task is one more line here."""
 
-import dataclasses
 import difflib
-from collections.abc import Iterable, Mapping
+import inspect
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 from .base import Task
+from .chaos import SYSTEMS, ChaosForecast
+from .comparison import DelayedMatch, ParametricWorkingMemory
 from .delayed_response import DelayAnti, DelayPro, MemoryAnti, MemoryPro
+from .evidence import ContextIntegration, PerceptualIntegration
 from .flipflop import FlipFlop
+from .forecast import LowRankForecast
+from .integration import AngularIntegration, Integration
+from .multitask import MultiTask
+from .rule_task import YANG, RuleTask
+from .rules import DRISCOLL_RULES, YANG_RULES
+from .sequences import Copy, DelayedAddition
+from .sine import SineGenerator
+from .student import StudentTeacher
 
 __all__ = ["TASKS", "get", "names"]
 
-TASKS: Mapping[str, type[Task]] = {
-    task.name: task
-    for task in (
-        MemoryPro,
-        MemoryAnti,
-        DelayPro,
-        DelayAnti,
-        FlipFlop,
-    )
+TASKS: Mapping[str, tuple[Callable[..., Task], Mapping[str, Any]]] = {
+    "memory_pro": (MemoryPro, {}),
+    "memory_anti": (MemoryAnti, {}),
+    "delay_pro": (DelayPro, {}),
+    "delay_anti": (DelayAnti, {}),
+    "flipflop": (FlipFlop, {}),
+    "flipflop_anti": (FlipFlop, {"anti": True}),
+    "perceptual_integration": (PerceptualIntegration, {}),
+    "context_integration": (ContextIntegration, {}),
+    "integration": (Integration, {}),
+    "angular_integration": (AngularIntegration, {}),
+    "parametric_working_memory": (ParametricWorkingMemory, {}),
+    "delayed_match_sample": (DelayedMatch, {}),
+    "delayed_match_category": (DelayedMatch, {"kind": "category", "K": 8}),
+    "sine_generator": (SineGenerator, {}),
+    "low_rank_forecast": (LowRankForecast, {}),
+    "student_teacher": (StudentTeacher, {}),
+    "copy": (Copy, {}),
+    "delayed_addition": (DelayedAddition, {}),
+    **{f"chaos_{system}": (ChaosForecast, {"system": system}) for system in SYSTEMS},
+    "multitask": (MultiTask, {}),
+    **{f"driscoll_{rule}": (RuleTask, {"rule": rule}) for rule in DRISCOLL_RULES},
+    **{f"yang_{rule}": (RuleTask, {"rule": rule, **YANG}) for rule in YANG_RULES},
 }
-"""The class of each task by its name."""
+"""The class of each task by its name, and the parameters that make it that task."""
 
 
 def names() -> tuple[str, ...]:
     """The names of all tasks.
 
     Example:
-        >>> names()
-        ('memory_pro', 'memory_anti', 'delay_pro', 'delay_anti', 'flipflop')
+        >>> len(names()), names()[:6]
+        (58, ('memory_pro', 'memory_anti', 'delay_pro', 'delay_anti', 'flipflop', 'flipflop_anti'))
     """
     return tuple(TASKS)
 
@@ -43,7 +68,7 @@ def get(name: str, **parameters: Any) -> Task:
 
     Example:
         >>> get("flipflop", K=2)
-        FlipFlop(K=2, steps=90, p=0.05, sigma=0.03, first='zero', blind=0, dt=20.0, tau=20.0)
+        FlipFlop(K=2, steps=90, p=0.05, sigma=0.03, first='zero', blind=0, dt=20.0, tau=20.0, anti=False)
         >>> get("memory_por")
         Traceback (most recent call last):
         ...
@@ -51,12 +76,12 @@ def get(name: str, **parameters: Any) -> Task:
     """
     if name not in TASKS:
         raise ValueError(f"`name` must be a task; got {name!r}. {_suggest(name, TASKS)}")
-    task = TASKS[name]
-    fields = [field.name for field in dataclasses.fields(task)] if dataclasses.is_dataclass(task) else []
+    kind, own = TASKS[name]
+    fields = list(inspect.signature(kind).parameters)
     for parameter in parameters:
         if parameter not in fields:
             raise TypeError(f"`{parameter}` is no parameter of {name}. {_suggest(parameter, fields)}")
-    return task(**parameters)
+    return kind(**{**own, **parameters})
 
 
 def _suggest(name: str, known: Iterable[str]) -> str:

@@ -1,12 +1,26 @@
 """Timing of trials: durations drawn or fixed, epochs one after the other, and signals that are constant in each."""
 
+import dataclasses
 from collections.abc import Mapping, Sequence
+from typing import final
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-__all__ = ["consecutive", "draw_durations", "piecewise", "to_steps"]
+__all__ = ["Choice", "consecutive", "draw_durations", "fixed_durations", "from_uniform", "piecewise", "to_steps"]
+
+
+@final
+@dataclasses.dataclass(frozen=True)
+class Choice:
+    """A duration that is one of a few, each equally likely.
+
+    Args:
+        values: The durations, ms.
+    """
+
+    values: tuple[float, ...]
 
 
 def to_steps(milliseconds: int | float, dt: int | float) -> int:
@@ -20,21 +34,36 @@ def to_steps(milliseconds: int | float, dt: int | float) -> int:
 
 
 def draw_durations(
-    ranges: Sequence[tuple[float, float]], B: int, dt: int | float, generator: torch.Generator, shared: bool
+    ranges: Sequence[tuple[float, float] | Choice], B: int, dt: int | float, generator: torch.Generator, shared: bool
 ) -> Int[Tensor, "B E"]:
     """Steps of each of E durations in B trials, each ⌊U(low, high)/dt⌋; one draw for all trials if `shared`.
 
     Args:
-        ranges: (low, high) of each duration, ms.
+        ranges: (low, high) of each duration, ms, or a Choice of durations.
         B: Number of trials.
         dt: Duration of a step, ms.
         generator: Source of the draws, on the CPU.
         shared: Whether all trials have the same durations.
     """
-    low, high = torch.tensor(ranges, dtype=torch.float64).unbind(dim=1)
     uniform = torch.rand(1 if shared else B, len(ranges), generator=generator, dtype=torch.float64)
-    steps = ((low + (high - low) * uniform) / dt + 1e-9).long()
+    drawn = [from_uniform(span, uniform[:, e]) for e, span in enumerate(ranges)]
+    steps = (torch.stack(drawn, dim=1) / dt + 1e-9).long()
     return steps.expand(B, len(ranges)).clone()
+
+
+def from_uniform(span: tuple[float, float] | Choice, uniform: Tensor) -> Tensor:
+    """What numbers in [0, 1) stand for: low + (high − low) u, or one of the values of a Choice."""
+    if isinstance(span, Choice):
+        values = torch.tensor(span.values, dtype=torch.float64)
+        return values[(uniform * len(values)).long()]
+    low, high = span
+    return low + (high - low) * uniform
+
+
+def fixed_durations(durations: Sequence[float], B: int, dt: int | float) -> Int[Tensor, "B E"]:
+    """Steps of E given durations, ms, the same in B trials."""
+    steps = [to_steps(duration, dt) for duration in durations]
+    return torch.tensor(steps).expand(B, len(steps)).clone()
 
 
 def consecutive(names: Sequence[str], durations: Int[Tensor, "B E"]) -> dict[str, tuple[Tensor, Tensor]]:
