@@ -34,7 +34,7 @@ def find_fixed_points(
     bounded: bool | None = None,
     flow: bool = False,
     readout: Callable[[Tensor], Tensor] | None = None,
-    rounds: int = 6,
+    rounds: int = 8,
     time_limit: float | None = None,
     generator: torch.Generator | None = None,
 ) -> FixedPoints:

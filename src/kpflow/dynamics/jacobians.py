@@ -13,7 +13,7 @@ from kpflow.states.recurrent import InputMap
 from kpflow.states.steps import Drive, Roles, gru_layer
 from kpflow.states.transitions import GatedTransition
 
-__all__ = ["Analytic", "Cell", "known_cell"]
+__all__ = ["Analytic", "Cell", "dense", "known_cell"]
 
 Analytic = Callable[[Tensor], tuple[Tensor, GatedTransition]]
 """From states `[n, H]` to F(h) and the derivative there, a transition of one step in n trials."""
@@ -37,15 +37,11 @@ class Cell:
     adapter: Adapter
     roles: Roles
 
-    def step(self, x: Tensor) -> Analytic:
-        """The map F = step(·, x) at the input x `[I]`."""
-
-        def linearised(states: Tensor) -> tuple[Tensor, GatedTransition]:
-            layer = self.adapter.layer(0, self.roles, _drive(states, x))
-            assert isinstance(layer.transition, GatedTransition)  # as those of all known cells
-            return layer.states[0], layer.transition
-
-        return linearised
+    def jacobian(self, states: Tensor, x: Tensor) -> Tensor:
+        """∂F/∂h of F = step(·, x), shape `[n, H, H]`."""
+        transition = self.adapter.layer(0, self.roles, _drive(states, x)).transition
+        assert isinstance(transition, GatedTransition)  # as those of all known cells
+        return dense(transition)
 
     def input_jacobian(self, states: Tensor, x: Tensor) -> Tensor:
         """∂F/∂x, shape `[n, H, I]`."""
@@ -65,6 +61,11 @@ class Cell:
         if isinstance(self.module, (nn.GRU, nn.GRUCell)):
             return _gru_target(self.roles, x)
         return _lstm_target(self.roles, x) if isinstance(self.module, (nn.LSTM, nn.LSTMCell)) else None
+
+
+def dense(transition: GatedTransition) -> Tensor:
+    """The derivative of one step in n trials, shape `[n, H, H]`."""
+    return transition.formed().jacobian[:, 0]
 
 
 def known_cell(module: nn.Module) -> Cell | None:

@@ -100,7 +100,7 @@ class SlowPoints:
 @final
 @dataclasses.dataclass(frozen=True, eq=False)
 class FixedPoints:
-    """The distinct fixed points h = F(h) that were found (of a flow f(h) = 0), those with few unstable directions first.
+    """The distinct fixed points h = F(h) that were found (of a flow f(h) = 0), the most stable ones first.
 
     Args:
         states: h, shape `[k, H]`, float64.

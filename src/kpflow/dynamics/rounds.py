@@ -13,13 +13,20 @@ from .deflation import deflated
 from .maps import StaticMap
 from .merging import PIECE_ENTRIES, bounds, distinct, index
 from .points import IndexVerdict, Stop
-from .searches import Searched, judged, search
+from .searches import Searched, judged, newton, search
 from .seeds import mixed
 
 __all__ = ["Plan", "searched_in_rounds"]
 
 FEWEST, MOST = 32, 256
 """Seeds of a further round: as many as were given, within these limits."""
+
+REACH = 0.2
+"""Reach of the deflation in units of the size of a state: with 1, many known roots drive all searches outwards; with
+0.05 it goes back to the next ones (measured on three flip-flop networks)."""
+
+BARREN = 3
+"""Rounds in a row without a new point at which the search is saturated: mixes and deflation alike."""
 
 
 @final
@@ -51,48 +58,51 @@ class _Known:
 def searched_in_rounds(mapping: StaticMap, seeds: Float[Tensor, "n H"], plan: Plan) -> tuple[Searched, Stop]:
     """Searches from the seeds, then from those that were added, and why no more were added.
 
-    Further rounds start from mixes of the stable points (saddles lie between them), then from mixes of all points, then
-    by deflation from the seeds that came to nothing. They end when the index sum is 1 and nothing new turns up: in the
-    given seeds nothing that only one of them found, in a further round nothing at all.
+    Further rounds start from mixes of the stable points (saddles lie between them), from mixes of all points, and, by
+    deflation, from the seeds that came to nothing, the last two by turns. They end when the index sum is 1 and nothing
+    new turns up: nothing that only one of the given seeds found, or nothing at all in a round of deflation.
     """
     found = _from_seeds(mapping, seeds, plan)
     known = _known(mapping, found, plan.merge)
-    if known.verdict in (IndexVerdict.NOT_APPLICABLE, IndexVerdict.SINGULAR):
-        return found, Stop.TIME if plan.deadline.over else Stop.GIVEN
     fresh, barren = known.singletons, 0
     for done in range(plan.rounds + 1):
-        complete = known.verdict is IndexVerdict.CONSISTENT
-        if complete and not fresh:
+        if plan.deadline.over:
+            return found, Stop.TIME
+        if known.verdict in (IndexVerdict.NOT_APPLICABLE, IndexVerdict.SINGULAR):
+            return found, Stop.GIVEN
+        if known.verdict is IndexVerdict.CONSISTENT and not fresh and (not done or _deflates(done - 1)):
             return found, Stop.COMPLETE
-        if plan.deadline.over or known.verdict is IndexVerdict.SINGULAR:
-            return found, Stop.TIME if plan.deadline.over else Stop.GIVEN
-        if barren > 2:  # mixes and deflation alike
+        if barren == BARREN:
             return found, Stop.SATURATED
-        if done == plan.rounds:
-            break
-        found = _joined([found, _round(mapping, found, known, seeds, done, plan)])
-        before, known = len(known.states), _known(mapping, found, plan.merge)
-        fresh = len(known.states) - before
-        barren = 0 if fresh else barren + 1
+        if done < plan.rounds:
+            found = _joined([found, _round(mapping, found, known, seeds, done, plan)])
+            before, known = len(known.states), _known(mapping, found, plan.merge)
+            fresh = len(known.states) - before
+            barren = 0 if fresh else barren + 1
     return found, Stop.ROUNDS
 
 
+def _deflates(done: int) -> bool:
+    """Whether the round after so many is one of deflation."""
+    return done >= 2 and done % 2 == 0
+
+
 def _round(mapping: StaticMap, found: Searched, known: _Known, seeds: Tensor, done: int, plan: Plan) -> Searched:
-    """The stable points' mixes first, all points' mixes next, and then deflation."""
     count = min(max(len(seeds), FEWEST), MOST)
-    sources = (known.stable, known.states)
-    if done < len(sources) and len(sources[done]) > 1:
-        return _from_seeds(mapping, mixed(sources[done], count, plan.generator), plan)
+    source = known.states if done else known.stable
+    if not _deflates(done) and len(source) > 1:
+        return _from_seeds(mapping, mixed(source, count, plan.generator), plan)
     worst = _worst(found, seeds, count, plan.generator)
-    search_from = (plan.unit, plan.tolerance, plan.iterations, plan.deadline)
-    pieces = [deflated(mapping, known.states, piece, *search_from) for piece in _pieces(worst)]
-    return _joined(pieces)
+    searched = mapping if mapping.target is None else mapping.target
+    reach = REACH * plan.unit * seeds.shape[1] ** 0.5
+    ends = _from_seeds(deflated(searched, known.states, reach), worst, plan).states
+    return judged(mapping, newton(mapping, newton(searched, ends, steps=3), steps=3), worst, plan.unit, plan.tolerance)
 
 
 def _worst(found: Searched, seeds: Tensor, count: int, generator: torch.Generator) -> Tensor:
-    """Seeds that came to no root, or mixes of seeds where there are fewer of them, in random order."""
+    """Seeds that came to no root, drawn at random, for at most half of the count; mixes of all seeds for the rest."""
     failed = seeds[~found.root[: len(seeds)]]
-    order = torch.randperm(len(failed), generator=generator, device=seeds.device)[:count]
+    order = torch.randperm(len(failed), generator=generator, device=seeds.device)[: count // 2]
     return torch.cat([failed[order], mixed(seeds, count - len(order), generator)])
 
 

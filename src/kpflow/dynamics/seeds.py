@@ -1,5 +1,7 @@
 """States to start searches from: those of trajectories, their convex mixes, and noise around them."""
 
+from typing import Any
+
 import torch
 from jaxtyping import Float
 from torch import Tensor
@@ -13,7 +15,7 @@ MOST = 6
 
 
 def seeds_from(
-    trajectories: Tensor,
+    trajectories: Any,
     n: int,
     *,
     noise: float = 0.0,
