@@ -26,6 +26,7 @@ from kpflow.operators import (
     LowRank,
     Operator,
     PartialTrace,
+    Resolvent,
     Restriction,
     Scaled,
     Sum,
@@ -348,6 +349,12 @@ def _sampled_partial_trace(*like):
     return operator, matrix.reshape(4, 4) / 2
 
 
+def _resolvent(*like):
+    operator, matrix = _gram_of_any(*like)
+    inverse = torch.linalg.inv(matrix + 0.5 * torch.eye(len(matrix), dtype=matrix.dtype, device=matrix.device))
+    return Resolvent(operator, 0.5, tolerance=1e-14), inverse
+
+
 OPERATORS = {
     "identity": Case(Identity, _identity),
     "dense": Case(Dense, _plain_dense),
@@ -377,5 +384,6 @@ OPERATORS = {
     "restriction along axes": Case(Restriction, _restriction),
     "restriction to parts": Case(Restriction, _restriction_to_parts),
     "partial trace": Case(PartialTrace, _partial_trace),
+    "resolvent": Case(Resolvent, _resolvent),
     "partial trace by signs": Case(PartialTrace, _sampled_partial_trace),
 }

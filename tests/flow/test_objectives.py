@@ -153,6 +153,11 @@ def test_names_and_numbers_are_checked(network, inputs):
         kp.flow.objectives(lin, LOSSES, of="inputs")
     with pytest.raises(ValueError, match="`memory` must be a positive whole number"):
         kp.flow.objectives(lin, LOSSES, memory=0)
+    step = kp.linearise(
+        lambda h, x, p: torch.tanh(h * p["w"] + x),
+        inputs,
+        initial=torch.zeros(6, 2, dtype=F64),
+        parameters={"w": torch.ones(2, dtype=F64, requires_grad=True)},
+    )
     with pytest.raises(ValueError, match="The model has no outputs"):
-        kp.flow.objectives(kp.linearise(lambda h, x, p: torch.tanh(h * p["w"] + x), inputs, parameters={
-            "w": torch.ones(2, dtype=F64, requires_grad=True)}, initial=torch.zeros(6, 2, dtype=F64)), LOSSES)  # fmt: skip
+        kp.flow.objectives(step, LOSSES)

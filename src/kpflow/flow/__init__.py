@@ -10,6 +10,16 @@ from .objectives import Objectives, objectives
 from .parameter import ParameterKernel
 from .propagator import Generator, Propagator
 from .response import Response, response
+from .rules import (
+    LearningRule,
+    back_propagation,
+    feedback_alignment,
+    functional_descent,
+    local_learning,
+    natural_gradient,
+    preconditioned,
+    truncated_back_propagation,
+)
 from .separability import Conditions, Dominance, Separability, conditions, critical_propagator, crosstalk
 from .site_cores import JointCore, SiteCore
 
@@ -23,6 +33,7 @@ __all__ = [
     "Generator",
     "ImmediateJacobian",
     "JointCore",
+    "LearningRule",
     "Ntk",
     "Objectives",
     "OutputJacobian",
@@ -32,11 +43,18 @@ __all__ = [
     "Separability",
     "SiteCore",
     "StateJacobian",
+    "back_propagation",
     "channels",
     "conditions",
     "cores",
     "critical_propagator",
     "crosstalk",
+    "feedback_alignment",
+    "functional_descent",
+    "local_learning",
+    "natural_gradient",
     "objectives",
+    "preconditioned",
     "response",
+    "truncated_back_propagation",
 ]

@@ -7,6 +7,7 @@ from .gramian import Gram, Gramian
 from .kronecker import BlockDiagonal, Kronecker
 from .leaves import Dense, Diagonal, Function, Identity, LowRank
 from .reduce import DEFAULT_PROBES, MAX_BASIS, PartialTrace, Restriction
+from .resolvent import Resolvent
 from .structure import Exact, Sampled, SampledParts, Structure
 
 __all__ = [
@@ -27,6 +28,7 @@ __all__ = [
     "LowRank",
     "Operator",
     "PartialTrace",
+    "Resolvent",
     "Restriction",
     "Sampled",
     "SampledParts",

@@ -132,8 +132,9 @@ class RecurrentLinearisation(Linearisation):
         readout: Readout | None = None,
         memory: int = MEMORY,
     ) -> None:
-        self.layers = tuple(layers)
+        self.layers = self.unformed = tuple(layers)
         self.parameters = parameters
+        self._memory = memory
         self.readout = readout
         self._upstream = upstream
         self.states = torch.cat([layer.states for layer in self.layers], dim=-1).transpose(0, 1).contiguous()
@@ -142,6 +143,10 @@ class RecurrentLinearisation(Linearisation):
         spare = self._spare(memory)
         self.layers = tuple(layer.within(spare // (2 * len(layers))) for layer in layers)
         self._piece = max(1, min(PIECE_BYTES // self.states.nbytes, 1 + self._spare(memory) // self._probe_bytes))
+
+    def with_layers(self, layers: Sequence[Layer]) -> "RecurrentLinearisation":
+        """The same around other layers; `unformed` are those of this one as they were given."""
+        return RecurrentLinearisation(layers, self.parameters, self._upstream, self.readout, self._memory)
 
     def peak_bytes(self, probes: int) -> int:
         ends = 2 * probes * max(self.states.nbytes, self._parameter_bytes)

@@ -1,0 +1,115 @@
+"""Linearisations with other credit: the recorded states, with a propagator that forgets or that is fed back otherwise.
+
+Their P is not that of the network: learning rules use its transpose in the place of back-propagation.
+"""
+
+import dataclasses
+from typing import final
+
+import torch
+from torch import Tensor
+
+from kpflow._checks import check_generator, check_positive
+
+from .base import Linearisation
+from .gates import Times
+from .recurrent import RecurrentLinearisation
+from .transitions import GatedTransition, Transition
+
+__all__ = ["fed_back", "windowed"]
+
+
+def windowed(linearisation: Linearisation, window: int) -> RecurrentLinearisation:
+    """The same states, detached before the steps 0, `window`, 2 `window`, …: back-propagation stops there.
+
+    Args:
+        linearisation: Of a recurrent network.
+        window: Steps that back-propagation goes at most; 1 for none.
+
+    Raises:
+        ValueError: The linearisation is that of a graph, or `window` is no positive whole number.
+    """
+    check_positive("window", window, integer=True)
+    given = _recurrent(linearisation)
+    layers = [dataclasses.replace(layer, transition=_Windowed(layer.transition, window)) for layer in given.layers]
+    return given.with_layers(layers)
+
+
+def fed_back(
+    linearisation: Linearisation, weights: list[Tensor] | None = None, generator: torch.Generator | None = None
+) -> RecurrentLinearisation:
+    """The same states, with other recurrent weights B in the derivative of each step, A_t = D_t B E_t + carry_t.
+
+    Args:
+        linearisation: Of a recurrent network whose weights are known, with one layer or several.
+        weights: B of each layer, of the shape of its recurrent weights; None for random ones of their root mean square.
+        generator: Draws them; a fresh one with seed 0 if None.
+
+    Raises:
+        ValueError: The linearisation is that of a graph or of an unknown step, or a shape does not fit.
+    """
+    given = _recurrent(linearisation)
+    source = check_generator("generator", generator, given.states.device)
+    changed = []
+    for i, layer in enumerate(given.unformed):
+        if not isinstance(layer.transition, GatedTransition):
+            raise ValueError(
+                "`linearisation` must have known recurrent weights for feedback weights in their place; this step is "
+                "known by automatic differentiation alone. Use nn.RNN, GRU, LSTM, RateRNN or LowRankRNN."
+            )
+        weight = layer.transition.weight
+        other = _random_like(weight, source) if weights is None else weights[i]
+        if other.shape != weight.shape or other.dtype != weight.dtype:
+            raise ValueError(
+                f"`weights[{i}]` must have shape {tuple(weight.shape)} in {weight.dtype}, of the recurrent weights; "
+                f"got {tuple(other.shape)} in {other.dtype}."
+            )
+        changed.append(dataclasses.replace(layer, transition=dataclasses.replace(layer.transition, weight=other)))
+    return given.with_layers(changed)
+
+
+def _random_like(weight: Tensor, generator: torch.Generator) -> Tensor:
+    noise = torch.randn(weight.shape, dtype=weight.dtype, device=weight.device, generator=generator)
+    return noise * weight.square().mean().sqrt()
+
+
+def _recurrent(linearisation: Linearisation) -> RecurrentLinearisation:
+    if not isinstance(linearisation, RecurrentLinearisation):
+        raise ValueError(
+            "`linearisation` must be that of a recurrent network, whose states have times; this one is of a graph. "
+            "Give the recurrent core, with route='recurrent'."
+        )
+    return linearisation
+
+
+@final
+@dataclasses.dataclass(frozen=True, eq=False)
+class _Windowed(Transition):
+    """A_t where t is no multiple of the window, else zero."""
+
+    base: Transition
+    window: int
+
+    def add_product(self, times: Times, state: Tensor, out: Tensor) -> None:
+        if isinstance(times, int):
+            if times % self.window:
+                self.base.add_product(times, state, out)
+            return
+        self.base.add_product(times, state * self._kept(times, state), out)
+
+    def add_product_adjoint(self, times: Times, state: Tensor, out: Tensor) -> None:
+        if isinstance(times, int):
+            if times % self.window:
+                self.base.add_product_adjoint(times, state, out)
+            return
+        self.base.add_product_adjoint(times, state * self._kept(times, state), out)
+
+    @property
+    def nbytes(self) -> int:
+        return self.base.nbytes
+
+    def _kept(self, times: slice, state: Tensor) -> Tensor:
+        """1 at the steps of `times` that are not detached, else 0, shape `[T, 1]`."""
+        first = times.start or 0
+        steps = torch.arange(first, first + state.shape[2], device=state.device)
+        return (steps % self.window != 0).to(state.dtype)[:, None]
