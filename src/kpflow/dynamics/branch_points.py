@@ -21,8 +21,8 @@ DEGENERATE = 1e-8
 """Coefficients of the bifurcation equation that are as good as zero, relative to the largest second derivative."""
 
 
-def refined_branch_point(curve: Curve, place: Place, tangent: Tensor) -> Place:
-    """The branch point near a place, to rounding, by a minimally augmented system; the place itself if that fails.
+def refined_branch_point(curve: Curve, place: Place, tangent: Tensor) -> Place | None:
+    """The branch point near a place, to rounding, by a minimally augmented system; None if there is none.
 
     It has the tangent of the branch that is nearest to `tangent`.
 
@@ -43,14 +43,14 @@ def refined_branch_point(curve: Curve, place: Place, tangent: Tensor) -> Place:
         change = torch.linalg.solve_ex(system, torch.cat([value + beta * left, columns[-1]]))[0]
         u, beta = u - change[:-1], beta - change[-1:]
         if not bool(torch.isfinite(u).all()) or distance(place.u, u) > FAR:
-            return place
+            return None
         if float(change.norm()) <= 1e-14 * (1 + float(u.norm())):
             break
     if not curve.is_near(u, curve.linearised(u)[0]):
-        return place
+        return None
     own = crossing_tangents(curve, u, tangent)[0]
     found = curve.place(u, own)
-    return place if found is None else dataclasses.replace(found, tangent=own)
+    return None if found is None else dataclasses.replace(found, tangent=own)
 
 
 def crossing_tangents(curve: Curve, u: Tensor, near: Tensor) -> tuple[Tensor, Tensor]:

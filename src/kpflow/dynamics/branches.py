@@ -31,8 +31,8 @@ class Event:
     """A bifurcation on a branch.
 
     Args:
-        kind: "fold", "pitchfork", "transcritical", "flip", "neimark-sacker", "hopf" or "border" (a ReLU's argument
-            changes sign).
+        kind: "fold", "pitchfork", "transcritical", "flip", "neimark-sacker", "hopf", "border" (a ReLU's argument
+            changes sign), or "branch point" where it cannot be told which.
         parameter: λ.
         bracket: Least and largest λ of the last interval that surely holds it.
         state: h, shape `[n]`.

@@ -184,9 +184,10 @@ def is_known(branches: Iterable[Branch], u: Tensor) -> bool:
         for k in range(max(0, nearest - 1), min(nearest + 1, len(places) - 1)):
             first, last, tangent = places[k], places[k + 1], branch.tangents[k]
             at, length = float(tangent @ (u - first)), float(tangent @ (last - first))
-            if 0 <= at <= length and distance(
-                hermite(first, tangent, last, branch.tangents[k + 1], at), u
-            ) <= SAME + NEAR * length:
+            if (
+                0 <= at <= length
+                and distance(hermite(first, tangent, last, branch.tangents[k + 1], at), u) <= SAME + NEAR * length
+            ):
                 return True
     return False
 

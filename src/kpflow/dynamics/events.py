@@ -118,11 +118,11 @@ class _Followed:
 def _described(step: Step, kind: str, root: Root, arclength: float) -> Event:
     """The event with its normal form."""
     curve, place = step.curve, root.place
-    if kind == "branch point":
-        place = refined_branch_point(curve, place, step.direction(root.at))
+    refined = refined_branch_point(curve, place, step.direction(root.at)) if kind == "branch point" else None
+    place = place if refined is None else refined
     state, parameter = place.u[:-1], float(place.u[-1])
     form, note = _form(curve, kind, state, parameter)
-    if kind == "branch point" and form is not None and abs(form.coefficients["a"]) <= NORMAL:
+    if refined is not None and form is not None:
         kind = "transcritical" if abs(form.coefficients["b2"]) > NORMAL else "pitchfork"
         form = dataclasses.replace(form, kind=kind)
     edges = [float(item.u[-1]) for item in (root.before, place, root.after)]

@@ -157,8 +157,8 @@ def training_path(
         >>> theta = {"w": torch.tensor(0.5)}, {"w": torch.tensor(2.0)}
         >>> points = [find_fixed_points(lambda h, x: step(h, x, named), torch.full((1,), 0.01),
         ...     torch.linspace(-1, 1, 20)[:, None]).states for named in theta]
-        >>> training_path(step, step, torch.full((1,), 0.01), *points, parameters=theta, between=(100, 120))
-        TrainingPath(step ∈ [100, 120]: 1 → 3 points; imperfect pitchfork at 107.488 (of the interpolant); ...
+        >>> training_path(step, step, torch.full((1,), 0.01), *points, parameters=theta, between=(100.0, 120.0))
+        TrainingPath(step ∈ [100, 120]: 1 → 3 points; imperfect pitchfork at 107.487 (of the interpolant); ...
     """
     low, high = between
     if not low < high:
