@@ -46,6 +46,7 @@ sphinx_gallery_conf = {
     "within_subsection_order": ExplicitOrder(
         [
             "plot_first_steps.py",
+            "plot_tasks.py",
             "plot_self_referential_bias.py",
             "plot_one_gradient_step.py",
             "plot_trace_estimators.py",
