@@ -1,5 +1,7 @@
 """The natural gradient: its factor against dense matrices, its steps against formulas, and a bifurcation."""
 
+import itertools
+
 import pytest
 import torch
 from benchmarks.optimisers import steps_to
@@ -176,7 +178,7 @@ def test_a_step_that_gains_nothing_is_taken_back_under_the_gain_ratio(momentum):
     assert torch.equal(flat_parameters(model), before)
     assert optimiser.damping == pytest.approx(4e-3)
     losses = [float(optimiser.step(closure)) for _ in range(60)]
-    assert all(later <= earlier for earlier, later in zip(losses, losses[1:], strict=False))
+    assert all(later <= earlier for earlier, later in itertools.pairwise(losses))
     assert losses[-1] < 0.9 * losses[0]
 
 

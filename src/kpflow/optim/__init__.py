@@ -1,5 +1,6 @@
-"""Optimisers that know the curvature that P and K make: natural gradients from a few products with the Jacobian."""
+"""Optimisers that know the curvature that P and K make, and what descent will do while it stays as it is."""
 
+from .forecast import Forecast, forecast
 from .natural import NaturalGradient
 
-__all__ = ["NaturalGradient"]
+__all__ = ["Forecast", "NaturalGradient", "forecast"]

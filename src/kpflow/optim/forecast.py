@@ -1,0 +1,284 @@
+"""What the next steps of descent will do if the kernel stays: the loss, its parts' rates, the order of learning."""
+
+import dataclasses
+from collections.abc import Callable, Sequence
+from typing import final
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from kpflow._checks import check_one_of, check_positive, check_range, check_tensor
+from kpflow.estimate.lanczos import Lanczos
+from kpflow.estimate.products import Products
+from kpflow.flow import Ntk
+from kpflow.flow.response import error_signal
+from kpflow.operators import Diagonal, Function, Gram, Operator
+from kpflow.spaces import Space
+from kpflow.states import Linearisation
+from kpflow.states.tapes import Tape, recording
+
+__all__ = ["Forecast", "forecast"]
+
+FEWER = 3
+"""The error of a Krylov space is taken from one that is smaller by so many vectors."""
+
+NEGLIGIBLE = 1e-12
+"""Rates below this part of the largest are those of directions in which nothing moves."""
+
+
+@final
+@dataclasses.dataclass(frozen=True, eq=False, repr=False)
+class Forecast:
+    """Descent of a model that is linear in its parameters, with the curvature that the loss has now.
+
+    With F = Jᵀ H J, J = ∂y/∂θ, H = ∂²L/∂y² and the gradient b: θ_n − θ_0 = −p_n(F) b with p_n(λ) = (1 − (1 − ηλ)ⁿ) / λ.
+    For squared errors F has the spectrum of the NTK, up to the loss's factor. All is read off a Krylov space of b.
+
+    Args:
+        losses: L_0, …, L_n, shape `[n + 1]`, float64.
+        error: The most that L_n may be off, from a smaller Krylov space.
+        rates: λ_j, the parts' curvatures, largest first, shape `[m]`: part j falls as (1 − η λ_j)²ⁿ.
+        parts: How much of the loss each of them is at the start, shape `[m]`.
+        directions: For each target component u_i its ⟨u_i, y_n − y_0⟩, shape `[C, n + 1]`; no rows if none are asked.
+        wanted: ⟨u_i, y* − y_0⟩, what each component lacks, shape `[C]`; y* is where the loss's gradient in y vanishes.
+        learning_rate: η.
+        products: Products with F that were used.
+    """
+
+    losses: Float[Tensor, " N"]
+    error: float
+    rates: Float[Tensor, " m"]
+    parts: Float[Tensor, " m"]
+    directions: Float[Tensor, "C N"]
+    wanted: Float[Tensor, " C"]
+    learning_rate: float
+    products: int
+
+    @property
+    def stable(self) -> bool:
+        """Whether η λ < 2 for every part: otherwise the linear model diverges."""
+        return bool((self.learning_rate * self.rates < 2).all())
+
+    @property
+    def out_of_reach(self) -> float:
+        """The loss that stays for ever: what lies where the kernel is null."""
+        return max(0.0, float(self.losses[0] - self.parts.sum()))
+
+    @property
+    def learned(self) -> Float[Tensor, "C N"]:
+        """The share of each component that is learned after n steps: 0 at the start, 1 when it is what was wanted."""
+        return self.directions / self.wanted[:, None]
+
+    def times(self, share: float = 0.5) -> Float[Tensor, " C"]:
+        """Steps until a share of each component is learned for the first time; inf if that is not within n.
+
+        Raises:
+            ValueError: `share` is not in (0, 1].
+        """
+        check_range("share", share, 0, 1)
+        reached = self.learned >= share
+        first = reached.to(torch.float64).argmax(dim=1).to(torch.float64)
+        return torch.where(reached.any(dim=1), first, torch.inf)
+
+    def holds(self, losses: Sequence[float] | Tensor, tolerance: float = 0.1) -> int:
+        """Steps for which losses that were observed are within `tolerance` (relative to them) of the forecast.
+
+        Args:
+            losses: L_0, L_1, … of a run, at most as many as were predicted.
+            tolerance: Relative.
+
+        Raises:
+            ValueError: There are more losses than were predicted.
+        """
+        seen = torch.as_tensor(losses, dtype=torch.float64)
+        if len(seen) > len(self.losses):
+            raise ValueError(f"`losses` must be at most {len(self.losses)}, as many as predicted; got {len(seen)}.")
+        off = ~((self.losses[: len(seen)] - seen).abs() <= tolerance * seen.abs())
+        return int(off.to(torch.int).argmax()) if bool(off.any()) else len(seen)
+
+    def __repr__(self) -> str:
+        ends = f"{float(self.losses[0]):.4g} → {float(self.losses[-1]):.4g}"
+        return (
+            f"Forecast(loss {ends} ± {self.error:.1g} in {len(self.losses) - 1} steps, {self.out_of_reach:.4g} out of "
+            f"reach; {len(self.rates)} rates from {float(self.rates[0]):.3g}; {self.products} products)"
+        )
+
+
+def forecast(
+    linearisation: Linearisation,
+    loss: Callable[[Tensor], Tensor],
+    *,
+    learning_rate: float,
+    steps: int,
+    of: str = "outputs",
+    metric: Tensor | None = None,
+    components: Tensor | None = None,
+    krylov: int = 40,
+) -> Forecast:
+    """Predict the next steps of full-batch descent in the kernel regime (arXiv 2605.08746).
+
+    Exact where the model is linear in its parameters and the loss quadratic in y; otherwise good for as long as the NTK
+    does not move: compare with `Forecast.holds`, and the kernels by `kpflow.estimate.alignment`.
+
+    Args:
+        linearisation: The linearised state equation, on the trials that are trained on.
+        loss: From the model's outputs y (or the states, with `of="states"`), batch first, to a scalar.
+        learning_rate: η.
+        steps: n.
+        of: "outputs" or "states".
+        metric: A positive diagonal M on parameter space, flat, for steps −η M ∂L/∂θ; Adam's 1/(√v + ε) for Adam.
+        components: u_i, orthonormal or not, shape `[C, *shape of y]`: target components to follow.
+        krylov: Dimension of the Krylov space, and about as many products.
+
+    Raises:
+        ValueError: The loss does not fit, its gradient is zero, a number is out of range, `metric` is not positive, or
+            `components` have another shape than y; components that lack nothing.
+
+    Example:
+        >>> import kpflow as kp
+        >>> model, x = torch.nn.Linear(3, 1), torch.randn(5, 3, generator=torch.Generator().manual_seed(0))
+        >>> lin = kp.linearise(model, x)
+        >>> ahead = forecast(lin, lambda y: (y - 1).square().mean(), learning_rate=0.1, steps=20)
+        >>> optimizer, losses = torch.optim.SGD(model.parameters(), lr=0.1), []
+        >>> for _ in range(20):
+        ...     optimizer.zero_grad()
+        ...     value = (model(x) - 1).square().mean()
+        ...     losses.append(float(value.detach()))
+        ...     value.backward()
+        ...     optimizer.step()
+        >>> ahead.holds(losses, tolerance=1e-4)  # a linear model
+        20
+    """
+    check_positive("learning_rate", learning_rate)
+    check_positive("steps", steps, integer=True)
+    check_positive("krylov", krylov, integer=True)
+    check_one_of("of", of, ("outputs", "states"))
+    ntk = Ntk(linearisation, readout="outputs" if of == "outputs" else None)
+    readout = linearisation.readout
+    at = linearisation.states if of == "states" or readout is None else readout.outputs
+    value, error = error_signal(loss, at)
+    jacobian: Operator = ntk.jacobian if metric is None else ntk.jacobian @ _root(metric, ntk.jacobian.in_space)
+    curvature = _curvature(loss, at, ntk.out_space)
+    gradient = jacobian.T(error.reshape(ntk.out_shape)).flatten()
+    size = float(gradient.double().norm())
+    if not size > 0:
+        raise ValueError("The gradient of `loss` must not be zero; nothing would move. Is it at its minimum?")
+    space = Lanczos(Products(Gram(jacobian.T, curvature)), gradient[None], len(gradient))
+    space.extend(min(krylov, len(gradient)))
+    small = _Regime(space, max(1, space.steps - FEWER), value, size, learning_rate)
+    regime = _Regime(space, space.steps, value, size, learning_rate)
+    losses = regime.losses(steps)
+    rates, parts = regime.parts()
+    wanted, moved = _components(components, at, jacobian, curvature, error, regime, steps)
+    whole = not len(space.active)  # the space of b is complete
+    off = 0.0 if whole else float((losses - small.losses(steps)).abs().max())
+    return Forecast(losses, off, rates, parts, moved, wanted, float(learning_rate), space.products.count)
+
+
+@final
+class _Regime:
+    """Functions of F on b = ‖b‖ V e₁, from T = Vᵀ F V of the first k vectors of a Krylov space."""
+
+    def __init__(self, space: Lanczos, size: int, loss: float, length: float, rate: float) -> None:
+        self.loss, self.length, self.rate = loss, length, rate
+        self.basis = space.basis[0, :size]
+        values, vectors = torch.linalg.eigh(space.matrices()[0, :size, :size].cpu())
+        self.values, self.vectors = values.clamp_min(0).flip(0), vectors.flip(1)
+
+    def _moves(self, steps: int) -> Float[Tensor, "N m"]:
+        """p_n(λ) for n = 0, …, steps; n η where λ is 0."""
+        count = torch.arange(steps + 1, dtype=torch.float64)[:, None]
+        shrink = 1 - self.rate * self.values
+        small = self.rate * self.values < 1e-8
+        exact = (1 - shrink**count) / torch.where(small, 1.0, self.values)
+        return torch.where(small, self.rate * count, exact)
+
+    def losses(self, steps: int) -> Float[Tensor, " N"]:
+        """L_0 − ‖b‖² e₁ᵀ [p_n − ½ p_n T p_n] e₁."""
+        moves = self._moves(steps)
+        gains = (moves - 0.5 * moves.square() * self.values) @ self.vectors[0].square()
+        return self.loss - self.length**2 * gains
+
+    def parts(self) -> tuple[Float[Tensor, " m"], Float[Tensor, " m"]]:
+        """λ_j and ‖b‖² w_j / 2 λ_j of the directions that move."""
+        kept = self.values > NEGLIGIBLE * self.values[0]
+        weights = self.vectors[0].square()[kept]
+        return self.values[kept], self.length**2 * weights / (2 * self.values[kept])
+
+    def moved(self, projections: Float[Tensor, "C k"], steps: int) -> Float[Tensor, "C N"]:
+        """⟨u_i, y_n − y_0⟩ from ⟨u_i, J V⟩."""
+        return -self.length * (projections @ self.vectors) @ (self._moves(steps) * self.vectors[0]).mT
+
+
+def _curvature(loss: Callable[[Tensor], Tensor], at: Tensor, space: Space) -> Function:
+    """H = ∂²L/∂y² at y, as an operator."""
+    with recording():
+        point = at.detach().clone().requires_grad_()
+        (error,) = torch.autograd.grad(loss(point), point, create_graph=True)
+    if not error.requires_grad:
+        raise ValueError("`loss` must be curved in the outputs, as squared errors are; this one is linear in them.")
+    tape = Tape([error], [point])
+
+    def product(block: Tensor) -> Tensor:
+        return tape.vjp([block.reshape(len(block), *at.shape)])[0].reshape(block.shape)
+
+    return Function(product, None, space)
+
+
+def _root(metric: Tensor, space: Space) -> Diagonal:
+    """M^½."""
+    check_tensor("metric", metric)
+    if metric.shape != space.shape or not bool((metric > 0).all()):
+        raise ValueError(
+            f"`metric` must be a positive diagonal of shape {space.shape}; got {tuple(metric.shape)}, least entry "
+            f"{float(metric.min()):g}."
+        )
+    return Diagonal(metric.sqrt(), space)
+
+
+def _components(
+    components: Tensor | None,
+    at: Tensor,
+    jacobian: Operator,
+    curvature: Operator,
+    error: Tensor,
+    regime: _Regime,
+    steps: int,
+) -> tuple[Float[Tensor, " C"], Float[Tensor, "C N"]]:
+    """What each component lacks, and how far it comes."""
+    if components is None:
+        return torch.zeros(0, dtype=torch.float64), torch.zeros(0, steps + 1, dtype=torch.float64)
+    check_tensor("components", components)
+    if components.shape[1:] != at.shape:
+        raise ValueError(
+            f"`components` must have shape (C, {', '.join(map(str, at.shape))}), that of the outputs; got "
+            f"{tuple(components.shape)}."
+        )
+    rows = components.to(at).reshape(len(components), *jacobian.out_shape)
+    pulled = jacobian.T(rows).flatten(1)  # [C, P]
+    projections = (pulled.double() @ regime.basis.double().mT).cpu()
+    lacking = -_minimum(curvature, error.reshape(jacobian.out_shape))
+    wanted = (rows.flatten(1).double() @ lacking.flatten().double()).cpu()
+    scale = rows.flatten(1).double().norm(dim=1).cpu() * float(lacking.double().norm())
+    nothing = [int(i) for i in (wanted.abs() <= 1e-12 * scale).nonzero()[:, 0]]
+    if nothing:
+        raise ValueError(f"`components` must lack something each; the error has none of {nothing}. Leave them out.")
+    return wanted, regime.moved(projections, steps)
+
+
+def _minimum(curvature: Operator, error: Tensor) -> Tensor:
+    """H⁺ ∂L/∂y by conjugate gradients, zero where the loss does not see y (a mask)."""
+    solution, residual = torch.zeros_like(error), error.clone()
+    direction, size = residual.clone(), float(residual.double().square().sum())
+    first = size
+    for _ in range(200):
+        image = curvature(direction)
+        bend = float((direction.double() * image.double()).sum())
+        if not bend > 0 or size <= 1e-24 * first:
+            break
+        solution = solution + size / bend * direction
+        residual = residual - size / bend * image
+        before, size = size, float(residual.double().square().sum())
+        direction = residual + size / before * direction
+    return solution

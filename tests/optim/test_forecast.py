@@ -1,0 +1,180 @@
+"""Forecasts: exact for models that are linear in their parameters, first-order right for others, honest beyond."""
+
+import copy
+
+import pytest
+import torch
+from torch import nn
+
+import kpflow as kp
+from kpflow.optim import forecast
+from models import F64, randn, seeded
+
+
+def descent(model, inputs, loss, rate, steps, metric=None):
+    """Losses and outputs of full-batch descent, and the model's after `steps`."""
+    model = copy.deepcopy(model)
+    losses, outputs = [], []
+    parameters = list(model.parameters())
+    for _ in range(steps + 1):
+        y = model(inputs)
+        value = loss(y)
+        losses.append(float(value.detach()))
+        outputs.append(y.detach())
+        gradient = torch.cat([g.flatten() for g in torch.autograd.grad(value, parameters)])
+        move = rate * (gradient if metric is None else metric * gradient)
+        with torch.no_grad():
+            for p, part in zip(parameters, move.split([p.numel() for p in parameters]), strict=True):
+                p.sub_(part.reshape(p.shape))
+    return torch.tensor(losses, dtype=F64), torch.stack(outputs)
+
+
+@pytest.fixture
+def linear():
+    """A linear model with more outputs than parameters, so that a part of the loss is out of reach."""
+    model, inputs = seeded(nn.Linear(3, 2)), randn(8, 3, seed=1)
+    target, mask = randn(8, 2, seed=2), torch.ones(8, 2, dtype=F64)
+    mask[0] = 0
+    return model, inputs, lambda y: (mask * (y - target)).square().mean()
+
+
+@pytest.mark.parametrize("rate", [0.05, 0.5, 2.0])
+def test_a_linear_model_is_predicted_exactly_even_where_it_diverges(linear, rate):
+    model, inputs, loss = linear
+    seen, _ = descent(model, inputs, loss, rate, 30)
+    ahead = forecast(kp.linearise(model, inputs), loss, learning_rate=rate, steps=30)
+    torch.testing.assert_close(ahead.losses, seen, rtol=1e-8, atol=1e-12)
+    assert ahead.error == 0  # the Krylov space is complete
+    assert ahead.stable == bool(seen[-1] < seen[0])
+    assert ahead.holds(seen) == 31
+
+
+def test_a_metric_is_that_of_preconditioned_steps(linear):
+    model, inputs, loss = linear
+    metric = torch.rand(8, dtype=F64, generator=torch.Generator().manual_seed(4)) + 0.1
+    seen, _ = descent(model, inputs, loss, 0.3, 20, metric)
+    ahead = forecast(kp.linearise(model, inputs), loss, learning_rate=0.3, steps=20, metric=metric)
+    torch.testing.assert_close(ahead.losses, seen, rtol=1e-8, atol=1e-12)
+
+
+def test_rates_and_parts_are_those_of_the_gauss_newton_matrix(linear):
+    model, inputs, loss = linear
+    ahead = forecast(kp.linearise(model, inputs), loss, learning_rate=0.1, steps=3)
+    y = model(inputs)
+    rows = [torch.autograd.grad(v, list(model.parameters()), retain_graph=True) for v in y.flatten()]
+    J = torch.stack([torch.cat([g.flatten() for g in row]) for row in rows])
+    H = torch.autograd.functional.hessian(loss, y.detach()).reshape(16, 16)
+    values, vectors = torch.linalg.eigh(J.mT @ H @ J)
+    gradient = torch.autograd.grad(loss(y), list(model.parameters()))
+    weights = (vectors.mT @ torch.cat([g.flatten() for g in gradient])).square() / (2 * values)
+    distinct = values.flip(0)[::2]  # both outputs have the same inputs: every eigenvalue twice
+    torch.testing.assert_close(ahead.rates, distinct, rtol=1e-6, atol=1e-10)
+    torch.testing.assert_close(ahead.parts, weights.flip(0).reshape(-1, 2).sum(1), rtol=1e-5, atol=1e-10)
+    seen, target = torch.cat([inputs[1:], torch.ones(7, 1, dtype=F64)], 1), _target(loss)[1:]
+    left = target - seen @ torch.linalg.lstsq(seen, target).solution
+    assert ahead.out_of_reach == pytest.approx(float(left.square().sum()) / 16, rel=1e-6)
+
+
+def _target(loss):
+    """y* of a masked mean of squares, zero where it is masked."""
+    origin = torch.zeros(8, 2, dtype=F64, requires_grad=True)
+    (slope,) = torch.autograd.grad(loss(origin), origin)
+    return -8 * slope
+
+
+def test_components_move_as_they_do_in_training(linear):
+    model, inputs, loss = linear
+    components = randn(3, 8, 2, seed=5)
+    _, outputs = descent(model, inputs, loss, 0.4, 25)
+    ahead = forecast(kp.linearise(model, inputs), loss, learning_rate=0.4, steps=25, components=components)
+    moved = torch.einsum("cij,nij->cn", components, outputs - outputs[0])
+    torch.testing.assert_close(ahead.directions, moved, rtol=1e-8, atol=1e-10)
+    lacking = (_target(loss) - outputs[0]) * (_target(loss) != 0)
+    torch.testing.assert_close(ahead.wanted, torch.einsum("cij,ij->c", components, lacking))
+    torch.testing.assert_close(ahead.learned[:, 0], torch.zeros(3, dtype=F64))
+    for share in (0.2, 0.9):
+        for time, row in zip(ahead.times(share), ahead.learned, strict=True):
+            reached = (row >= share).nonzero()
+            assert float(time) == (float(reached[0]) if len(reached) else torch.inf)
+
+
+@pytest.mark.parametrize("of", ["outputs", "states"])
+def test_a_recurrent_network_is_predicted_to_first_order(of):
+    rnn, inputs, target = seeded(nn.RNN(2, 5, batch_first=True)), randn(4, 6, 2, seed=1), randn(4, 6, 5, seed=2)
+
+    def loss(states):
+        return (states - target).square().mean()
+
+    class States(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.core = rnn
+
+        def forward(self, x):
+            return self.core(x)[0]
+
+    lin = kp.linearise(States(), inputs, core="core") if of == "outputs" else kp.linearise(rnn, inputs)
+    misses = []
+    for rate in (2e-2, 1e-2):
+        seen, _ = descent(States(), inputs, loss, rate, 4)
+        ahead = forecast(lin, loss, learning_rate=rate, steps=4, of=of)
+        misses.append(float((ahead.losses - seen).abs().max()))
+    assert misses[0] < 1e-3 * float(seen[0])
+    assert misses[1] == pytest.approx(misses[0] / 4, rel=0.2)  # the kernel moves by O(η), its effect by O(η²)
+
+
+def test_it_says_when_the_kernel_has_moved():
+    rnn, inputs, target = seeded(nn.RNN(2, 5, batch_first=True)), randn(4, 6, 2, seed=1), randn(4, 6, 5, seed=2)
+    seen, _ = descent(_Outputs(rnn), inputs, lambda y: (y - target).square().mean(), 0.1, 60)
+    ahead = forecast(
+        kp.linearise(rnn, inputs), lambda y: (y - target).square().mean(), learning_rate=0.1, steps=60, of="states"
+    )
+    assert 3 < ahead.holds(seen, 0.02) < 61
+    assert ahead.holds(seen, 0.002) <= ahead.holds(seen, 0.02)
+
+
+class _Outputs(nn.Module):
+    def __init__(self, core):
+        super().__init__()
+        self.core = core
+
+    def forward(self, x):
+        return self.core(x)[0]
+
+
+def test_a_small_krylov_space_knows_its_error():
+    model, inputs, target = seeded(nn.Linear(30, 1)), randn(60, 30, seed=1), randn(60, 1, seed=2)
+    inputs = inputs * torch.logspace(0, -2, 30, dtype=F64)
+
+    def loss(y):
+        return (y - target).square().mean()
+
+    lin = kp.linearise(model, inputs)
+    exact = forecast(lin, loss, learning_rate=0.3, steps=400, krylov=31).losses
+    for krylov in (4, 6, 10):
+        ahead = forecast(lin, loss, learning_rate=0.3, steps=400, krylov=krylov)
+        assert float((ahead.losses - exact).abs().max()) <= ahead.error
+        assert ahead.products == krylov
+
+
+def test_refusals(linear):
+    model, inputs, loss = linear
+    lin = kp.linearise(model, inputs)
+    keywords = {"learning_rate": 0.1, "steps": 3}
+    with pytest.raises(ValueError, match="`loss` must be curved in the outputs"):
+        forecast(lin, lambda y: y.sum(), **keywords)
+    with pytest.raises(ValueError, match="The gradient of `loss` must not be zero"):
+        forecast(lin, lambda y: (y - y.detach()).square().sum(), **keywords)
+    with pytest.raises(ValueError, match=r"`metric` must be a positive diagonal of shape \(8,\)"):
+        forecast(lin, loss, metric=-torch.ones(8, dtype=F64), **keywords)
+    with pytest.raises(ValueError, match=r"`components` must have shape \(C, 8, 2\)"):
+        forecast(lin, loss, components=torch.ones(1, 3, 2, dtype=F64), **keywords)
+    one = torch.zeros(2, 8, 2, dtype=F64)
+    one[0, 3, 0] = one[1, 0, 0] = 1.0  # the first trial is masked
+    with pytest.raises(ValueError, match=r"`components` must lack something each; the error has none of \[1\]"):
+        forecast(lin, loss, components=one, **keywords)
+    for name, value in (("learning_rate", 0.0), ("steps", 0), ("krylov", 0)):
+        with pytest.raises(ValueError, match=f"`{name}` must be a positive"):
+            forecast(lin, loss, **(keywords | {name: value}))
+    with pytest.raises(ValueError, match="`losses` must be at most 4"):
+        forecast(lin, loss, **keywords).holds(torch.ones(5))
