@@ -17,6 +17,7 @@ CASES = {name: get(name, **SMALLER.get(name.split("_")[0], {})) for name in name
     "memory_anti padded": MemoryAnti(timing="driscoll", context=0, order="sin_cos"),
     "delay_pro driscoll": DelayPro.driscoll(weighting="uniform"),
     "delay_anti tiny": DelayAnti(context=2, stimulus=1, memory=0, response=2, grace=20.0),
+    "memory_anti one-hot": MemoryAnti(order="one_hot", angles=8, context=3),
     "flipflop dense": FlipFlop(K=2, steps=64, p=0.5, first="pulse", blind=2, dt=10.0, tau=100.0),
     "flipflop one bit": FlipFlop(K=1, steps=20, p=0.2),
     "integration with a bound": Integration(steps=40, bound=0.2, leak=0.1, sigma=0.3),

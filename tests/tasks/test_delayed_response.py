@@ -195,7 +195,8 @@ def test_the_mirror_image_with_the_same_cosine_is_wrong():
         ({"context": -5}, "`context` must be a whole number at least 0; got -5"),
         ({"stimulus": 2.5}, "`stimulus` must be a whole number at least 1; got 2.5"),
         ({"timing": "yang"}, "`timing` must be one of 'fixed', 'driscoll'; got 'yang'"),
-        ({"order": "tan"}, "`order` must be one of 'cos_sin', 'sin_cos'; got 'tan'"),
+        ({"order": "tan"}, "`order` must be one of 'cos_sin', 'sin_cos', 'one_hot'; got 'tan'"),
+        ({"angles": 2}, "`angles` must be a whole number at least 3; got 2"),
         ({"weighting": "x"}, "`weighting` must be one of 'uniform', 'driscoll'; got 'x'"),
         ({"sigma": -0.1}, "`sigma` must be a number at least 0; got -0.1"),
         ({"sigma": math.nan}, "`sigma` must be a number at least 0; got nan"),
@@ -228,3 +229,31 @@ def test_steps_of_a_duration_are_floored_but_safe_against_rounding():
     assert [to_steps(ms, 20) for ms in (0, 19.9, 20, 39, 100)] == [0, 0, 1, 1, 5]
     assert 0.3 / 0.1 < 3
     assert [to_steps(k / 10, 0.1) for k in range(20)] == list(range(20))
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_directions_one_hot(kind):
+    task = kind(order="one_hot", angles=30)
+    assert task.num_inputs == task.num_outputs == 31
+    trials = task.sample(60, mode="grid", dtype=torch.float64)
+    k = torch.arange(60) % 30
+    torch.testing.assert_close(trials.conditions["angle"], 2 * math.pi * k.double() / 30)
+    goal = (k + 15 * task.anti) % 30
+    for b in range(60):
+        assert trials.inputs_clean[b, 10].nonzero()[:, 0].tolist() == [0, 1 + int(k[b])]
+        assert trials.targets[b, -1].nonzero()[:, 0].tolist() == [1 + int(goal[b])]
+        assert trials.targets[b, 20].nonzero()[:, 0].tolist() == [0]
+    assert task.score(trials.targets, trials) == {"accuracy": 1.0, "released": 1.0, "angular_error": pytest.approx(0)}
+    neighbour = torch.cat((trials.targets[:, :, :1], trials.targets[:, :, 1:].roll(2, dims=2)), dim=2)
+    assert task.score(neighbour, trials)["angular_error"] == pytest.approx(4 * math.pi / 30)
+    drawn = task.sample(3000, generator=seeded(0), noise=False).conditions["angle"]
+    counts = drawn.unique(return_counts=True)[1]
+    assert len(counts) == 30
+    assert (counts - 100).abs().max() < 45
+
+
+@pytest.mark.usefixtures("no_type_checks")
+def test_anti_needs_an_opposite_direction():
+    with pytest.raises(ValueError, match="`angles` must be even, for there to be an opposite direction; got 7"):
+        MemoryAnti(order="one_hot", angles=7)
+    assert MemoryPro(order="one_hot", angles=7).num_inputs == 8

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from kpflow.tasks import RuleTask
-from kpflow.tasks.rule_conditions import answer
+from kpflow.tasks.rule_conditions import _same_half, answer
 from kpflow.tasks.rules import DRISCOLL_RULES, RULES, YANG_RULES
 
 TAU = 2 * math.pi
@@ -152,6 +152,7 @@ def test_the_border_of_the_categories_is_the_same_in_conditions_and_labels():
     a, b = angles.repeat_interleave(8), angles.repeat(8)
     first_half = torch.tensor([True] * 4 + [False] * 4)
     same = first_half.repeat_interleave(8) == first_half.repeat(8)
+    assert torch.equal(_same_half(a, b), same.long())
     for rule, opposite in (("react_category_pro", False), ("react_category_anti", True)):
         conditions = {"angle1": a, "angle2": b, "match": same.long()}
         goal, responds = answer(RULES[rule], conditions)

@@ -71,18 +71,21 @@ class DelayedResponse(Task):
         tau: Time constant τ that the noise is scaled for, ms.
         sigma: σ; the noise per step is σ √(2 τ/dt), 0.141 by default.
         grace: ms from the beginning of the response without weight in the loss.
-        order: "cos_sin" or "sin_cos", the order of the direction's two channels.
+        order: "cos_sin" or "sin_cos", the order of the direction's two channels; or "one_hot" for a channel for each of
+            `angles` directions 2π k/`angles`, the only ones that are then shown: k is uniform, or b mod `angles` on the
+            grid. The answer is read from them as the angle of Σ_k ŷ_k exp(2π i k/`angles`).
         fixation_target: What the fixation output should be until the response.
         weighting: "uniform" for weight 1 except in the grace period; "driscoll" for weight 1 before the response, 25
             after the grace, each times 4 for the fixation output, and 0 also in the first `grace` ms of the trial.
+        angles: Number of directions with `order="one_hot"`, even in Anti tasks.
 
     Raises:
         ValueError: A parameter is out of range; steps are given for timings that are drawn; an epoch is shorter than a
             step, or the response not longer than the grace.
 
     Source: Driscoll, Shenoy & Sussillo (2024), tasks and "driscoll" options; Hazelden et al. (2025), arXiv 2507.06381,
-    for the fixed timing and the noise of the defaults. The squares of Driscoll's cost weights (1 and 5, fixation
-    twice) are the weights here.
+    for the fixed timing, the noise of the defaults and "one_hot". The squares of Driscoll's cost weights (1 and 5,
+    fixation twice) are the weights here.
     """
 
     context: int = 0
@@ -97,6 +100,7 @@ class DelayedResponse(Task):
     order: str = "cos_sin"
     fixation_target: int | float = 1.0
     weighting: str = "uniform"
+    angles: int = 30
 
     @property
     @abc.abstractmethod
@@ -119,7 +123,10 @@ class DelayedResponse(Task):
 
     def __post_init__(self) -> None:
         check_one_of("timing", self.timing, ("fixed", "driscoll"))
-        check_one_of("order", self.order, ("cos_sin", "sin_cos"))
+        check_one_of("order", self.order, ("cos_sin", "sin_cos", "one_hot"))
+        check_range("angles", self.angles, 3, integer=True)
+        if self.order == "one_hot" and self.anti and self.angles % 2:
+            raise ValueError(f"`angles` must be even, for there to be an opposite direction; got {self.angles}.")
         check_one_of("weighting", self.weighting, ("uniform", "driscoll"))
         check_positive("dt", self.dt)
         check_positive("tau", self.tau)
@@ -132,10 +139,12 @@ class DelayedResponse(Task):
 
     @property
     def input_labels(self) -> tuple[str, ...]:
-        return ("fixation", *self.order.split("_"))
+        return self.output_labels
 
     @property
     def output_labels(self) -> tuple[str, ...]:
+        if self.order == "one_hot":
+            return ("fixation", *(f"{round(360 * k / self.angles, 2):g}°" for k in range(self.angles)))
         return ("fixation", *self.order.split("_"))
 
     @property
@@ -153,7 +162,7 @@ class DelayedResponse(Task):
     def _draw(self, B: int, generator: torch.Generator | None, shared_timing: bool) -> Trials:
         epochs = consecutive(self.epoch_names, self._durations(B, generator, shared_timing))
         length = epochs["response"][1].clone()
-        angle = draw_angles(B, generator)
+        angle = self._angles(B, generator)
         T = int(length.max())
         zeros = torch.zeros_like(angle)
         shown = {name: self._static_inputs(name, {"angle": angle}, zeros) for name in self.epoch_names}
@@ -177,15 +186,15 @@ class DelayedResponse(Task):
     def _static_inputs(self, epoch: str, conditions: Mapping[str, Tensor], zeros: Tensor) -> Tensor:
         fixation = zeros if epoch == "response" else zeros + 1
         if epoch == "stimulus" or (epoch == "response" and self.stays):
-            direction = to_channels(need_condition(conditions, "angle", epoch), self.order)
+            direction = self._encode(need_condition(conditions, "angle", epoch))
         else:
-            direction = torch.stack((zeros, zeros), dim=-1)
+            direction = zeros[:, None].repeat(1, self.num_outputs - 1)
         return torch.cat((fixation[:, None], direction), dim=-1)
 
     def _score(self, outputs: Tensor, trials: Trials) -> dict[str, float]:
         last = outputs[torch.arange(trials.num_trials, device=outputs.device), trials.length - 1].double()  # [B, 3]
         released = last[:, 0] <= 0.5
-        answered, strength = read_angle(last[:, 1:], self.order)
+        answered, strength = read_angle(last[:, 1:], None if self.order == "one_hot" else self.order)
         goal = trials.conditions["angle"].double() + (math.pi if self.anti else 0.0)
         error = torch.where(strength == 0, math.pi, angular_distance(answered, goal))
         return {
@@ -194,13 +203,31 @@ class DelayedResponse(Task):
             "angular_error": float(error.mean()),
         }
 
-    def _answer(self, epoch: str, angle: Float[Tensor, " B"]) -> Float[Tensor, "B 3"]:
+    def _answer(self, epoch: str, angle: Float[Tensor, " B"]) -> Float[Tensor, "B O"]:
         """What the outputs should be in `epoch`."""
-        zeros = torch.zeros_like(angle)[:, None]
+        silent = torch.zeros(len(angle), self.num_outputs, dtype=angle.dtype)
         if epoch != "response":
-            return torch.cat((zeros + self.fixation_target, zeros, zeros), dim=-1)
-        sign = -1.0 if self.anti else 1.0  # cos(θ + π) = −cos θ, sin(θ + π) = −sin θ
-        return torch.cat((zeros, sign * to_channels(angle, self.order)), dim=-1)
+            silent[:, 0] = self.fixation_target
+        elif self.order == "one_hot":
+            silent[:, 1:] = self._encode(angle + math.pi * self.anti)
+        else:
+            silent[:, 1:] = (-1.0 if self.anti else 1.0) * self._encode(angle)  # cos(θ + π) = −cos θ, and so is sin
+        return silent
+
+    def _angles(self, B: int, generator: torch.Generator | None) -> Float[Tensor, " B"]:
+        """The directions that are shown."""
+        if self.order != "one_hot":
+            return draw_angles(B, generator)
+        grid = torch.arange(B) % self.angles
+        k = grid if generator is None else torch.randint(self.angles, (B,), generator=generator)
+        return 2 * math.pi * k.double() / self.angles
+
+    def _encode(self, angle: Float[Tensor, " n"]) -> Float[Tensor, "n C"]:
+        """The channels of directions."""
+        if self.order != "one_hot":
+            return to_channels(angle, self.order)
+        k = (angle * self.angles / (2 * math.pi)).round().long() % self.angles
+        return torch.nn.functional.one_hot(k, self.angles).to(angle.dtype)
 
     def _durations(self, B: int, generator: torch.Generator | None, shared: bool) -> Int[Tensor, "B E"]:
         """Steps of every epoch of every trial."""
