@@ -286,6 +286,18 @@ def test_a_pair_that_becomes_real_right_after_it_left_the_circle():
     assert kinds == ["neimark-sacker"]
 
 
+def test_a_pair_that_becomes_real_and_passes_one_is_no_neimark_sacker():
+    """Multipliers 0.9 + λ ± √λ: a pair within the circle, then two real ones of which one passes 1, in one step."""
+
+    def function(h: Tensor, value: Tensor) -> Tensor:
+        return torch.stack([(0.9 + value) * h[0] + value * h[1], h[0] + (0.9 + value) * h[1]])
+
+    branch = continue_branch(function, vector(0, 0), -0.3, bounds=(-0.4, 0.05), max_step=0.3)
+    (event,) = branch.events
+    assert event.kind == "pitchfork"
+    assert event.parameter == pytest.approx((math.sqrt(1.4) - 1) ** 2 / 4, abs=1e-12)
+
+
 def test_strong_resonances_are_said():
     def turning(angle: float):
         turn = vector(math.cos(angle), -math.sin(angle), math.sin(angle), math.cos(angle)).reshape(2, 2)

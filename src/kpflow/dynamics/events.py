@@ -145,7 +145,7 @@ def _critical(curve: Curve, kind: str, place: Place) -> complex:
     """The multiplier that is critical at an event of this kind."""
     given = place.multipliers
     if kind in ("neimark-sacker", "hopf"):
-        upper = given[given.imag > 0]
+        upper = given[given.imag > 0] if bool((given.imag > 0).any()) else given
         return complex(upper[curve.excess(upper).abs().argmin()].item())
     value = -1.0 if kind == "flip" else 0.0 if curve.flow else 1.0
     return complex(given[(given - value).abs().argmin()].item())
