@@ -128,10 +128,11 @@ def module_step_case() -> Case:
 
 def function_step_case() -> Case:
     parameters = {"w": randn(4, 4, seed=3).requires_grad_(), "u": randn(4, 3, seed=4).requires_grad_()}
+    parameters["leak"] = torch.tensor(0.1, dtype=F64, requires_grad=True)  # without an axis
     inputs, initial = randn(2, 5, 3, seed=1), randn(2, 4, seed=2)
 
     def step(h: Tensor, x: Tensor, p: dict[str, Tensor]) -> Tensor:
-        return torch.sin(h @ p["w"].mT + x @ p["u"].mT) - 0.1 * h
+        return torch.sin(h @ p["w"].mT + x @ p["u"].mT) - p["leak"] * h
 
     return Case(
         step,

@@ -206,10 +206,13 @@ class AutodiffWeights(Weights):
 
 def flattened(pairs: Pairs, like: Tensor) -> Tensor:
     """`[S, *shape]` by name as one `[S, P]`; `like` has as many probes."""
-    return torch.cat([like.new_zeros(len(like), 0), *(value.flatten(1) for _, value in pairs)], dim=1)
+    rows = (value.reshape(len(value), math.prod(value.shape[1:])) for _, value in pairs)
+    return torch.cat([like.new_zeros(len(like), 0), *rows], dim=1)
 
 
 def unflattened(block: Tensor, like: Named) -> dict[str, Tensor]:
     """The inverse: `[S, P]` by name, with the shapes of `like`."""
     pieces = block.split([value.numel() for value in like.values()], dim=1)
-    return {name: piece.unflatten(1, value.shape) for (name, value), piece in zip(like.items(), pieces, strict=True)}
+    return {
+        name: piece.reshape(len(block), *value.shape) for (name, value), piece in zip(like.items(), pieces, strict=True)
+    }
