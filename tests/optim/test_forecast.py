@@ -49,6 +49,15 @@ def test_a_linear_model_is_predicted_exactly_even_where_it_diverges(linear, rate
     assert ahead.holds(seen) == 31
 
 
+def test_a_descent_that_diverges_for_long_stays_finite(linear):
+    model, inputs, loss = linear
+    components = randn(2, 8, 2, seed=5)
+    ahead = forecast(kp.linearise(model, inputs), loss, learning_rate=5.0, steps=5000, components=components)
+    assert not ahead.stable
+    assert bool(torch.isfinite(ahead.losses).all() & torch.isfinite(ahead.directions).all())
+    assert float(ahead.losses[-1]) > 1e100
+
+
 def test_a_metric_is_that_of_preconditioned_steps(linear):
     model, inputs, loss = linear
     metric = torch.rand(8, dtype=F64, generator=torch.Generator().manual_seed(4)) + 0.1

@@ -23,6 +23,9 @@ __all__ = ["Forecast", "forecast"]
 FEWER = 3
 """The error of a Krylov space is taken from one that is smaller by so many vectors."""
 
+LARGEST = 1e100
+"""(1 − ηλ)ⁿ is held within this where descent diverges, so that there is neither NaN nor inf."""
+
 NEGLIGIBLE = 1e-12
 """Rates below this part of the largest are those of directions in which nothing moves."""
 
@@ -191,7 +194,7 @@ class _Regime:
         count = torch.arange(steps + 1, dtype=torch.float64)[:, None]
         shrink = 1 - self.rate * self.values
         small = self.rate * self.values < 1e-8
-        exact = (1 - shrink**count) / torch.where(small, 1.0, self.values)
+        exact = (1 - (shrink**count).clamp(-LARGEST, LARGEST)) / torch.where(small, 1.0, self.values)
         return torch.where(small, self.rate * count, exact)
 
     def losses(self, steps: int) -> Float[Tensor, " N"]:
