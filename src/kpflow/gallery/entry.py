@@ -6,6 +6,7 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any, Generic, Literal, TypeVar, final
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -58,7 +59,7 @@ class Check:
         )
 
 
-Numbers = Tensor | float | Sequence[float]
+Numbers = Tensor | np.ndarray | float | Sequence[float] | Sequence[int]
 
 
 def close(

@@ -12,11 +12,12 @@ import torch
 from kpflow._checks import check_range
 
 from .entry import Entry, Result
+from .saddles import Saddles
 from .saxe import Saxe
 
 __all__ = ["ENTRIES", "get", "names", "run"]
 
-ENTRIES: Mapping[str, Entry[Any, Any, Any]] = {entry.name: entry for entry in (Saxe(),)}
+ENTRIES: Mapping[str, Entry[Any, Any, Any]] = {entry.name: entry for entry in (Saxe(), Saddles())}
 """All entries by name, exact ones first."""
 
 
