@@ -22,6 +22,7 @@ from .rules import (
 )
 from .separability import Conditions, Dominance, Separability, conditions, critical_propagator, crosstalk
 from .site_cores import JointCore, SiteCore
+from .teacher_forcing import Forcing, forcing, teacher_forced
 
 __all__ = [
     "Channels",
@@ -29,6 +30,7 @@ __all__ = [
     "Core",
     "Dominance",
     "FieldComparison",
+    "Forcing",
     "GateCore",
     "Generator",
     "ImmediateJacobian",
@@ -50,11 +52,13 @@ __all__ = [
     "critical_propagator",
     "crosstalk",
     "feedback_alignment",
+    "forcing",
     "functional_descent",
     "local_learning",
     "natural_gradient",
     "objectives",
     "preconditioned",
     "response",
+    "teacher_forced",
     "truncated_back_propagation",
 ]

@@ -1,12 +1,14 @@
 """Linearisations with other credit: the recorded states, with a propagator that forgets or that is fed back otherwise.
 
-Their P is not that of the network: learning rules use its transpose in the place of back-propagation.
+Their P is not that of the network: learning rules use its transpose in the place of back-propagation. That of `damped`
+is the propagator of the network under teacher forcing.
 """
 
 import dataclasses
 from typing import final
 
 import torch
+from jaxtyping import Float
 from torch import Tensor
 
 from kpflow._checks import check_generator, check_positive
@@ -16,7 +18,7 @@ from .gates import Times
 from .recurrent import RecurrentLinearisation
 from .transitions import GatedTransition, Transition
 
-__all__ = ["fed_back", "windowed"]
+__all__ = ["damped", "fed_back", "windowed"]
 
 
 def windowed(linearisation: Linearisation, window: int) -> RecurrentLinearisation:
@@ -32,6 +34,22 @@ def windowed(linearisation: Linearisation, window: int) -> RecurrentLinearisatio
     check_positive("window", window, integer=True)
     given = _recurrent(linearisation)
     layers = [dataclasses.replace(layer, transition=_Windowed(layer.transition, window)) for layer in given.layers]
+    return given.with_layers(layers)
+
+
+def damped(linearisation: Linearisation, factors: Tensor) -> RecurrentLinearisation:
+    """The same states, with factors c_t A_t in the place of A_t in every layer.
+
+    Args:
+        linearisation: Of a recurrent network.
+        factors: c, shape `[T]`.
+
+    Raises:
+        ValueError: The linearisation is that of a graph.
+    """
+    given = _recurrent(linearisation)
+    c = factors.to(given.states.device, given.states.dtype)
+    layers = [dataclasses.replace(layer, transition=_Damped(layer.transition, c)) for layer in given.layers]
     return given.with_layers(layers)
 
 
@@ -113,3 +131,26 @@ class _Windowed(Transition):
         first = times.start or 0
         steps = torch.arange(first, first + state.shape[2], device=state.device)
         return (steps % self.window != 0).to(state.dtype)[:, None]
+
+
+@final
+@dataclasses.dataclass(frozen=True, eq=False)
+class _Damped(Transition):
+    """c_t A_t."""
+
+    base: Transition
+    factors: Float[Tensor, " T"]
+
+    def add_product(self, times: Times, state: Tensor, out: Tensor) -> None:
+        self.base.add_product(times, state * self._at(times), out)
+
+    def add_product_adjoint(self, times: Times, state: Tensor, out: Tensor) -> None:
+        self.base.add_product_adjoint(times, state * self._at(times), out)
+
+    @property
+    def nbytes(self) -> int:
+        return self.base.nbytes
+
+    def _at(self, times: Times) -> Tensor:
+        """A number for a step, `[T, 1]` for a range."""
+        return self.factors[times].unsqueeze(-1)
