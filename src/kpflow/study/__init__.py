@@ -1,28 +1,41 @@
-"""During and after training: checkpoints, their analysis, and the store of results."""
+"""During and after training: checkpoints, their analysis, and the store of results.
+
+The recorder's callbacks are in `kpflow.study.lightning_callback` and `kpflow.study.transformers_callback`, which are
+imported on demand alone.
+"""
 
 from .analysis import Settings, analyse
+from .budget import TimeBudget
 from .checkpoints import Checkpoint, CheckpointFile, list_checkpoints, load_into, read_checkpoint, save_checkpoint
 from .demo import Demo, analyse_demo, train_demo
 from .folder import Progress, analyse_folder
-from .recorder import LogSpaced, Recorder, log_spaced
+from .recorder import Recorder
+from .schedules import AnyOf, Every, LogSpaced, LossJump, Schedule, every, log_spaced, on_loss_jump
 from .store import Store, key_of
 
 __all__ = [
+    "AnyOf",
     "Checkpoint",
     "CheckpointFile",
     "Demo",
+    "Every",
     "LogSpaced",
+    "LossJump",
     "Progress",
     "Recorder",
+    "Schedule",
     "Settings",
     "Store",
+    "TimeBudget",
     "analyse",
     "analyse_demo",
     "analyse_folder",
+    "every",
     "key_of",
     "list_checkpoints",
     "load_into",
     "log_spaced",
+    "on_loss_jump",
     "read_checkpoint",
     "save_checkpoint",
     "train_demo",

@@ -1,6 +1,8 @@
-"""Recorder: checkpoints during training, on a logarithmic grid of steps, without changing the training."""
+"""Recorder: checkpoints during training, at the steps of a schedule, without changing the training."""
 
-import dataclasses
+import os
+import re
+from collections import deque
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from types import TracebackType
@@ -13,43 +15,11 @@ from torch.utils.hooks import RemovableHandle
 
 from kpflow import _checks
 
-from . import checkpoints, files, tensors, tree
+from . import checkpoints, files, gradients, tensors, tree
+from .budget import Meter, TimeBudget
+from .schedules import LogSpaced, Schedule, log_spaced
 
 __all__ = ["LogSpaced", "Recorder", "log_spaced"]
-
-
-@final
-@dataclasses.dataclass(frozen=True)
-class LogSpaced:
-    """The steps round(10^(k / per_decade)), k = 0, 1, …, and 0; early changes are fast, so early steps are dense."""
-
-    per_decade: int = 8
-
-    def __post_init__(self) -> None:
-        _checks.check_positive("per_decade", self.per_decade, integer=True)
-
-    def __call__(self, step: int) -> bool:
-        """Whether `step` is on the grid."""
-        return step in self.grid(step)
-
-    def grid(self, last: int) -> list[int]:
-        """The steps of the grid from 0 to `last`."""
-        steps = {0}
-        power = 0
-        while (step := round(10 ** (power / self.per_decade))) <= last:
-            steps.add(step)
-            power += 1
-        return sorted(steps)
-
-
-def log_spaced(per_decade: int = 8) -> LogSpaced:
-    """Make the logarithmic grid of steps with about `per_decade` steps in each decade, 0 included.
-
-    Example:
-        >>> log_spaced(per_decade=4).grid(100)
-        [0, 1, 2, 3, 6, 10, 18, 32, 56, 100]
-    """
-    return LogSpaced(per_decade)
 
 
 @final
@@ -60,13 +30,22 @@ class Recorder:
     as without it. Step n is the state after n steps of the optimizer; step 0 is written when the recorder is attached,
     the last one when it is closed.
 
+    Gradients are read before the optimizer steps, where they belong to the weights of step n; where the loop gives
+    `optimizer.step` a closure, after its first call, which also tells the loss. For Lightning and transformers there
+    are callbacks, `kpflow.study.lightning_callback` and `kpflow.study.transformers_callback`.
+
     Args:
         model: The module that is trained.
         folder: Where the checkpoints go: `step-00000010.safetensors`, a JSON file beside each, and, in the folder
             `resume`, what is needed to go on from the newest.
-        steps: Which steps to write: a predicate, such as `log_spaced()`.
+        steps: Which steps to write: a schedule, such as `log_spaced() | every(500) | on_loss_jump()`, or any predicate.
         metadata: Kept in each JSON file; anything that JSON can hold.
-        generators: Random generators of the training by name, kept so that a resumed run draws what this one would.
+        generators: Random generators of the training by name, kept so that a resumed run draws what this one would;
+            dropout draws from `torch.default_generator`.
+        gradients: Also write the gradient at the weights of every recorded step, as it is before the optimizer takes
+            it, to `gradients/step-00000010.safetensors`; `read_checkpoint` reads it, with loss and norm as metadata.
+        budget: How long recording may take. The first step and the last are always written, others that are due are
+            skipped where they do not fit, and the metadata of the checkpoints after them says which, as `skipped`.
 
     Raises:
         FileExistsError: On `attach` or `record`, the folder holds a run already and `resume` was not called.
@@ -92,51 +71,80 @@ class Recorder:
         steps: Callable[[int], bool] | None = None,
         metadata: Mapping[str, Any] | None = None,
         generators: Mapping[str, torch.Generator] | None = None,
+        gradients: bool = False,
+        budget: TimeBudget | None = None,
     ) -> None:
         """Set up; nothing is written yet."""
         if not isinstance(model, nn.Module):
             raise TypeError(f"`model` must be a torch.nn.Module; got {type(model).__name__}.")
         if steps is not None and not callable(steps):
             raise TypeError(f"`steps` must be a callable step -> bool; got {type(steps).__name__}. Try log_spaced().")
+        if budget is not None and not isinstance(budget, TimeBudget):
+            raise TypeError(
+                f"`budget` must be a TimeBudget or None; got {type(budget).__name__}. Try TimeBudget(fraction=0.02)."
+            )
         self.model = model
         self.folder = Path(folder)
         self.steps = log_spaced() if steps is None else steps
         self.metadata = dict(metadata or {})
         self.generators = dict(generators or {})
+        self.gradients = gradients
         self.step = 0
+        self.skipped: list[int] = []
+        self._meter = Meter(budget)
         self._written = -1  # the newest step on disk that belongs to this run
-        self._loss: float | None = None
+        self._observed = -1  # the newest step whose gradient was looked at
+        self._losses: deque[float] = deque(maxlen=max(1, steps.memory if isinstance(steps, Schedule) else 1))
         self._optimizer: Optimizer | None = None
-        self._hook: RemovableHandle | None = None
+        self._hooks: list[RemovableHandle] = []
 
     def attach(self, optimizer: Optimizer) -> "Recorder":
         """Count and record the steps of `optimizer` from now on; writes step 0 unless resumed."""
         if not isinstance(optimizer, Optimizer):
             raise TypeError(f"`optimizer` must be a torch.optim.Optimizer; got {type(optimizer).__name__}.")
-        if self._hook is not None:
+        if self._hooks:
             raise ValueError("The recorder is attached already. Call detach() first.")
         self._check_folder()
         self._optimizer = optimizer
+        self._meter.start()
         if self._written < 0:
             self._write()
-        self._hook = optimizer.register_step_post_hook(self._after_step)
+        self._hooks = [
+            optimizer.register_step_pre_hook(self._before_step),
+            optimizer.register_step_post_hook(self._after_step),
+        ]
         return self
 
     def detach(self) -> None:
-        """Take the hook off the optimizer."""
-        if self._hook is not None:
-            self._hook.remove()
-            self._hook = None
+        """Take the hooks off the optimizer."""
+        for hook in self._hooks:
+            hook.remove()
+        self._hooks = []
 
     def close(self) -> None:
         """Write the last step, if it is not written yet, and detach."""
         self.detach()
         if self.step != self._written:
+            self.skipped = [step for step in self.skipped if step != self.step]
             self._write()
 
     def note(self, loss: float) -> None:
-        """Keep the `loss` of the step to come in the JSON file of the next checkpoint."""
-        self._loss = float(loss)
+        """Keep the `loss` of the step to come, for the JSON file of the next checkpoint and for `on_loss_jump`."""
+        self._losses.append(float(loss))
+
+    def observe(self) -> None:
+        """Read the gradient of this step now, if it is to be written; the hook before the optimizer's step does this.
+
+        For loops that tell when gradients are there, as callbacks of training frameworks do. Only the first call
+        counts in each step.
+        """
+        if self._observed == self.step:
+            return
+        self._observed = self.step
+        if self.gradients and self._written == self.step:
+            with self._meter.measuring(whole=False):
+                path = self.folder / "gradients" / self._name(self.step)
+                gradients.save_gradients(path, self.model, self.step, self._loss)
 
     def record(self, step: int, loss: float | None = None) -> bool:
         """Write a checkpoint of `step` if it is on the grid, and say whether it was; for loops without an optimizer."""
@@ -145,11 +153,9 @@ class Recorder:
         if step <= self._written:
             raise ValueError(f"`step` must grow from call to call; got {step} after {self._written}.")
         self.step = step
-        self._loss = self._loss if loss is None else float(loss)
-        if not self.steps(step):
-            return False
-        self._write()
-        return True
+        if loss is not None:
+            self.note(loss)
+        return self._write_if_due()
 
     def resume(self, optimizer: Optimizer | None = None) -> int:
         """Put model, `optimizer` and generators back to the newest checkpoint, and return its step (0: a fresh run).
@@ -174,6 +180,25 @@ class Recorder:
         self.step = self._written = file.step
         return self.step
 
+    def continue_from(self, step: int) -> None:
+        """Go on after `step`, to which the training framework itself has put model and optimizer back.
+
+        Steps beyond it, of the run that was left, are moved to the folder `abandoned`: nothing is lost or mixed.
+
+        Raises:
+            OSError: The files cannot be moved; calling it again goes on with those that are left.
+        """
+        _checks.check_range("step", step, 0, integer=True)
+        for place in (self.folder, self.folder / "gradients"):
+            for path in sorted(place.glob("step-*.*"), reverse=True):  # the weights before their JSON file
+                ours = re.fullmatch(r"step-(\d{8,})\.(safetensors|json)", path.name)
+                if ours and int(ours[1]) > step:
+                    target = self.folder / "abandoned" / path.relative_to(self.folder)
+                    target.parent.mkdir(parents=True, exist_ok=True)
+                    os.replace(path, target)
+        self.step = step
+        self._written = max((file.step for file in self._find()), default=-1)
+
     def __enter__(self) -> "Recorder":
         return self
 
@@ -185,24 +210,60 @@ class Recorder:
         else:
             self.detach()  # an interrupted step is not a result
 
+    @property
+    def _loss(self) -> float | None:
+        return self._losses[-1] if self._losses else None
+
+    def _before_step(self, _optimizer: Optimizer, args: Any, kwargs: Any) -> tuple[Any, Any] | None:
+        if not self.gradients and not (isinstance(self.steps, Schedule) and self.steps.memory):
+            return None
+        watched = gradients.watched(args, kwargs, self._after_closure)
+        if watched is None:
+            self.observe()
+        return watched
+
+    def _after_closure(self, result: Any) -> None:
+        """Called with what the closure gave the first time in a step."""
+        loss = gradients.loss_in(result)
+        if loss is not None:
+            self.note(loss)
+        self.observe()
+
     def _after_step(self, _optimizer: Optimizer, _args: Any, _kwargs: Any) -> None:
         self.step += 1
-        if self.steps(self.step):
-            self._write()
+        self._write_if_due()
+
+    def _write_if_due(self) -> bool:
+        """Write this step, if it is due and fits into the budget, and say whether it was written."""
+        schedule = self.steps
+        if not (schedule(self.step, tuple(self._losses)) if isinstance(schedule, Schedule) else schedule(self.step)):
+            return False
+        if not self._meter.allows():
+            self.skipped.append(self.step)
+            return False
+        self._write()
+        return True
 
     def _write(self) -> None:
+        with self._meter.measuring():
+            self._write_pair()
+
+    def _write_pair(self) -> None:
         """Write what resuming needs, then the checkpoint: a kill between the two leaves the older pair whole."""
         state = {
             "optimizer": None if self._optimizer is None else self._optimizer.state_dict(),
             "generators": {name: generator.get_state() for name, generator in self.generators.items()},
+            "losses": list(self._losses),
+            "skipped": self.skipped,
+            "meter": self._meter.state(),
         }
         layout, parts = tree.pack(state)
         resume = self._resume_path(self.step)
         files.write_json(resume.with_suffix(".json"), layout)
         tensors.write_tensors(resume, parts, {"step": str(self.step)})
-        metadata = self.metadata if self._loss is None else {**self.metadata, "loss": self._loss}
-        path = self.folder / f"step-{self.step:08d}.safetensors"
-        checkpoints.save_checkpoint(path, self.model, self.step, metadata)
+        told = {"loss": self._loss, "skipped": self.skipped or None}
+        metadata = {**self.metadata, **{name: value for name, value in told.items() if value is not None}}
+        checkpoints.save_checkpoint(self.folder / self._name(self.step), self.model, self.step, metadata)
         self._written = self.step
         for old in resume.parent.iterdir():
             if old.stem != resume.stem:
@@ -218,6 +279,9 @@ class Recorder:
             generator.set_state(state["generators"][name])
         if optimizer is not None and state["optimizer"] is not None:
             optimizer.load_state_dict(state["optimizer"])
+        self._losses.extend(state.get("losses", ()))  # runs of older versions have none
+        self.skipped = state.get("skipped", [])
+        self._meter.restore(state.get("meter", []))
 
     def _find(self) -> list[checkpoints.CheckpointFile]:
         present = self.folder.is_dir() and any(self.folder.glob("step-*.safetensors"))
@@ -231,4 +295,7 @@ class Recorder:
             )
 
     def _resume_path(self, step: int) -> Path:
-        return self.folder / "resume" / f"step-{step:08d}.safetensors"
+        return self.folder / "resume" / self._name(step)
+
+    def _name(self, step: int) -> str:
+        return f"step-{step:08d}.safetensors"
