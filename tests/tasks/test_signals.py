@@ -156,6 +156,21 @@ def test_a_chaotic_trajectory_solves_its_equation_and_is_on_its_attractor(system
     assert float((first - 1).abs().max()) < 0.35  # no common phase
 
 
+FLOWS = {  # at (1, 2, 3), by hand
+    "lorenz": (10.0, 23.0, -6.0),
+    "rossler": (-5.0, 1.4, -13.9),
+    "halvorsen": (-25.27, -27.54, -16.81),
+    "thomas": (math.sin(2) - 0.18, math.sin(3) - 0.36, math.sin(1) - 0.54),
+}
+
+
+def test_the_flows_are_those_of_the_literature():
+    assert FLOWS.keys() == SYSTEMS.keys()
+    for name, expected in FLOWS.items():
+        found = SYSTEMS[name].flow(torch.tensor([1.0, 2.0, 3.0], dtype=F64))
+        torch.testing.assert_close(found, torch.tensor(expected, dtype=F64), rtol=1e-12, atol=1e-12)
+
+
 @pytest.mark.parametrize("system", SYSTEMS)
 def test_exponents_add_up_to_the_mean_divergence(system):
     found = SYSTEMS[system]
