@@ -18,7 +18,7 @@ PAGES = {
     **{f"kpflow.{name}": (name,) for name in ("tasks", "study", "plots", "gallery")},
     "kpflow.report": ("report",),
 }
-PROSE = {"Record", "SCHEMA", "NARROW", "WIDE", "PALETTE", "SECTIONS", "ENTRIES"}  # constants and an alias, described in words
+PROSE = {"Record", "SCHEMA", "NARROW", "WIDE", "PALETTE", "SECTIONS", "ENTRIES"}  # constants and an alias, in words
 
 
 def test_quickstart_runs(tmp_path):

@@ -126,8 +126,8 @@ def lyapunov_spectrum(
     made orthonormal again after `every` steps, or as soon as their condition demands. The Jacobians' product is never
     formed. The first `warmup` steps are discarded, in which both states and frames come to where they stay.
 
-    In floating point some orbits are not those of the map: those of the tent map, which shifts binary digits, all end at
-    0, and others end in cycles. A trial that stands still at an unstable state is warned of; cycles are not found.
+    In floating point some orbits are not those of the map: those of the tent map, which shifts binary digits, all end
+    at 0, and others end in cycles. A trial that stands still at an unstable state is warned of; cycles are not found.
 
     Args:
         step: As of `find_fixed_points`: `nn.RNNCell`, `GRUCell`, `LSTMCell`; `nn.RNN`, `GRU`, `LSTM` of one layer;

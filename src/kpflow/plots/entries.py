@@ -40,9 +40,11 @@ def entry_figure(record: Mapping[str, Any], *, width: float = WIDE) -> Figure:
 
 def _draw(axes: Axes, shown: Mapping[str, Any]) -> None:
     for line in shown["lines"]:
-        style = {"linestyle": "none", "marker": "o", "markersize": 4.0} if line["observed"] else {"linewidth": 1.4}
-        colour = CATEGORIES[line["group"] % len(CATEGORIES)]
-        axes.plot(line["x"], line["y"], color=colour, label=line["label"] or "_", **style)
+        style, marker = ("none", "o") if line["observed"] else ("-", "")
+        colour, label = CATEGORIES[line["group"] % len(CATEGORIES)], line["label"] or "_"
+        axes.plot(
+            line["x"], line["y"], color=colour, label=label, linestyle=style, marker=marker, markersize=4, linewidth=1.4
+        )
     if "x" in shown["log"]:
         axes.set_xscale("log")
     if "y" in shown["log"]:
