@@ -269,5 +269,9 @@ def test_something_else_than_a_recorder(lightning):
 def test_they_are_imported_on_demand_alone():
     """No module imports them, so that `import kpflow.study` does not import transformers."""
     modules = Path(kpflow.__file__).parent.rglob("*.py")
-    importing = [p.name for p in modules if re.search(r"^\s*(from|import) .*(lightning|transformers)_callback", p.read_text("utf-8"), re.M)]
+    importing = [
+        p.name
+        for p in modules
+        if re.search(r"^\s*(from|import) .*(lightning|transformers)_callback", p.read_text("utf-8"), re.M)
+    ]
     assert importing == []
