@@ -72,7 +72,7 @@ def compared(model: nn.GRU, count: int, many: int, repeats: int, iterations: int
 
 
 def by_threshold(model: nn.GRU, seeds: Tensor, rate: float, iterations: int) -> Tensor:
-    """Adam on the mean of ½‖F(h) − h‖² at a rate that falls to zero along a cosine, then the states below a threshold."""
+    """Adam on the mean of ½‖F(h) − h‖² at a rate that falls to zero along a cosine, then the states below a limit."""
     cell = nn.GRUCell(model.input_size, model.hidden_size).to(seeds)
     cell.load_state_dict({name.removesuffix("_l0"): value for name, value in model.state_dict().items()})
     cell.requires_grad_(False)
