@@ -8,9 +8,9 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 import torch
-
 from kpflow._checks import check_range
 
+from .consensus import Consensus
 from .entry import Entry, Result
 from .saddles import Saddles
 from .saxe import Saxe
@@ -28,7 +28,7 @@ def names() -> tuple[str, ...]:
         >>> names()[0]
         'saxe'
     """
-    return tuple(ENTRIES)
+    return tuple(ENTRIES, Consensus())
 
 
 def get(name: str) -> Entry[Any, Any, Any]:
