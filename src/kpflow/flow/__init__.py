@@ -1,5 +1,6 @@
 """States and operators → the theory: P, K, NTK = P K Pᵀ, their cores, and what a step of learning does."""
 
+from . import truncation
 from .channels import Channels, FieldComparison, channels
 from .core import Core
 from .cores import cores
@@ -61,4 +62,5 @@ __all__ = [
     "response",
     "teacher_forced",
     "truncated_back_propagation",
+    "truncation",
 ]
