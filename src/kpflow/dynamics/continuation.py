@@ -2,7 +2,6 @@
 
 import dataclasses
 import math
-import time
 from collections.abc import Callable
 from typing import Any, final
 
@@ -14,6 +13,7 @@ from kpflow._checks import check_finite, check_positive
 from .borders import BEYOND, GRAZING, before_border, crossed, jumped
 from .branches import Branch, Ending, Event
 from .curves import Curve, Place, null_space
+from .deadlines import Deadline, deadline_in
 from .events import events_within
 from .expansions import checked_point
 from .maps import exact_derivatives
@@ -51,14 +51,14 @@ class Limits:
         high: Largest λ.
         longest: Longest step.
         steps: The most steps in each direction.
-        deadline: Of `time.monotonic`.
+        deadline: When it ends where it is.
     """
 
     low: float
     high: float
     longest: float
     steps: int
-    deadline: float
+    deadline: Deadline
 
 
 def continue_branch(
@@ -129,8 +129,7 @@ def checked_limits(bounds: tuple[float, float], max_step: float | None, steps: i
     if max_step is not None:
         check_positive("max_step", max_step)
     check_positive("steps", steps, integer=True)
-    check_positive("time_limit", time_limit)
-    return Limits(low, high, max_step or (high - low) / 50, steps, time.monotonic() + time_limit)
+    return Limits(low, high, max_step or (high - low) / 50, steps, deadline_in(time_limit))
 
 
 def checked_curve(
@@ -193,8 +192,7 @@ def started(curve: Curve, point: Tensor, parameter: float) -> Place:
 
 def follow_both(curve: Curve, start: Place, limits: Limits, switched: bool = False) -> Branch:
     """The branch in both directions; if `switched`, the start is a branch point and is not looked at again."""
-    now = time.monotonic()
-    half = dataclasses.replace(limits, deadline=now + (limits.deadline - now) / 2)
+    half = dataclasses.replace(limits, deadline=limits.deadline.halfway)
     ahead = _Run(curve, _sided(curve, start, 1.0), half, switched)
     if ahead.ending is Ending.CLOSED:
         return _joined(None, ahead)
@@ -228,7 +226,7 @@ class _Run:
 
     def _walk(self) -> Ending:
         for _ in range(self.limits.steps):
-            if time.monotonic() > self.limits.deadline:
+            if self.limits.deadline.over:
                 return Ending.TIME
             ending = self._advance()
             if ending is not None:

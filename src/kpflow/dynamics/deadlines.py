@@ -22,6 +22,12 @@ class Deadline:
         """Whether it has passed."""
         return time.monotonic() >= self.moment
 
+    @property
+    def halfway(self) -> "Deadline":
+        """In half of the time that is left."""
+        now = time.monotonic()
+        return Deadline(now + (self.moment - now) / 2)
+
 
 NEVER = Deadline(math.inf)
 

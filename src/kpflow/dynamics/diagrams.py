@@ -2,7 +2,6 @@
 
 import collections
 import dataclasses
-import time
 from collections.abc import Callable, Iterable
 from typing import final
 
@@ -148,7 +147,7 @@ def _explored(curve: Curve, points: Tensor, parameter: float, limits: Limits, mo
     found: list[Branch] = []
     seen: list[Event] = []
     waiting: collections.deque[Tensor | Event] = collections.deque(points)
-    while waiting and len(found) < most and time.monotonic() < limits.deadline:
+    while waiting and len(found) < most and not limits.deadline.over:
         item = waiting.popleft()
         if isinstance(item, Event):
             start = _switched(curve, item)

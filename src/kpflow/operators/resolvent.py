@@ -15,7 +15,7 @@ __all__ = ["Resolvent"]
 
 
 @final
-@dataclasses.dataclass(frozen=True, eq=False)
+@dataclasses.dataclass(frozen=True, eq=False, repr=False)
 class Resolvent(Operator):
     """(A + λ)⁻¹ of a positive semi-definite operator A, a system solved for every vector of a block at once.
 
