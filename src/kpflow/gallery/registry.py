@@ -8,16 +8,18 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 import torch
+
 from kpflow._checks import check_range
 
 from .consensus import Consensus
 from .entry import Entry, Result
+from .forcing import TeacherForcing
 from .saddles import Saddles
 from .saxe import Saxe
 
 __all__ = ["ENTRIES", "get", "names", "run"]
 
-ENTRIES: Mapping[str, Entry[Any, Any, Any]] = {entry.name: entry for entry in (Saxe(), Saddles())}
+ENTRIES: Mapping[str, Entry[Any, Any, Any]] = {entry.name: entry for entry in (Saxe(), Saddles(), TeacherForcing())}
 """All entries by name, exact ones first."""
 
 
