@@ -1,6 +1,7 @@
 """States and operators → the theory: P, K, NTK = P K Pᵀ, their cores, and what a step of learning does."""
 
 from . import truncation
+from .bounds import RankBounds, rank_bounds
 from .channels import Channels, FieldComparison, channels
 from .core import Core
 from .cores import cores
@@ -44,6 +45,7 @@ __all__ = [
     "Propagator",
     "Response",
     "Separability",
+    "RankBounds",
     "SiteCore",
     "StateJacobian",
     "back_propagation",
@@ -62,5 +64,6 @@ __all__ = [
     "response",
     "teacher_forced",
     "truncated_back_propagation",
+    "rank_bounds",
     "truncation",
 ]

@@ -7,6 +7,7 @@ imported on demand alone.
 from .analysis import Settings, analyse
 from .budget import TimeBudget
 from .checkpoints import Checkpoint, CheckpointFile, list_checkpoints, load_into, read_checkpoint, save_checkpoint
+from .collapse import NeuralCollapse, linear_cka, neural_collapse
 from .demo import Demo, analyse_demo, train_demo
 from .folder import Progress, analyse_folder
 from .recorder import Recorder
@@ -22,6 +23,7 @@ __all__ = [
     "LogSpaced",
     "LossJump",
     "Progress",
+    "NeuralCollapse",
     "Recorder",
     "Schedule",
     "Settings",
@@ -34,9 +36,11 @@ __all__ = [
     "key_of",
     "list_checkpoints",
     "load_into",
+    "linear_cka",
     "log_spaced",
     "on_loss_jump",
     "read_checkpoint",
+    "neural_collapse",
     "save_checkpoint",
     "train_demo",
 ]
