@@ -13,6 +13,7 @@ from .folder import Progress, analyse_folder
 from .recorder import Recorder
 from .schedules import AnyOf, Every, LogSpaced, LossJump, Schedule, every, log_spaced, on_loss_jump
 from .store import Store, key_of
+from .training import Trained, train
 
 __all__ = [
     "AnyOf",
@@ -29,6 +30,7 @@ __all__ = [
     "Settings",
     "Store",
     "TimeBudget",
+    "Trained",
     "analyse",
     "analyse_demo",
     "analyse_folder",
@@ -42,5 +44,6 @@ __all__ = [
     "on_loss_jump",
     "read_checkpoint",
     "save_checkpoint",
+    "train",
     "train_demo",
 ]

@@ -18,6 +18,7 @@ from . import files
 from .analysis import Settings
 from .folder import Progress, analyse_folder
 from .recorder import Recorder, log_spaced
+from .training import train_step
 
 __all__ = ["Demo", "Net", "analyse_demo", "train_demo"]
 
@@ -123,7 +124,7 @@ def train_demo(demo: Demo, folder: str | Path, *, progress: Callable[[int, float
         return recorder.folder
     with _one_thread(), recorder.attach(optimizer):
         for step in range(first, demo.steps + 1):
-            loss = _train_step(model, optimizer, task, demo.batch, generator)
+            loss = train_step(model, optimizer, task, demo.batch, generator)
             recorder.note(loss)
             if progress is not None:
                 progress(step, loss)
@@ -160,19 +161,6 @@ def _one_thread() -> Iterator[None]:
         yield
     finally:
         torch.set_num_threads(threads)
-
-
-def _train_step(
-    model: nn.Module, optimizer: torch.optim.Optimizer, task: Task, batch: int, generator: torch.Generator
-) -> float:
-    trials = task.sample(batch, generator=generator)
-    loss = task.loss(model(trials.inputs), trials)
-    if not bool(torch.isfinite(loss)):
-        raise ValueError("The loss must stay finite; got NaN or inf: the training diverged. Lower the learning rate.")
-    optimizer.zero_grad()
-    loss.backward()
-    optimizer.step()
-    return float(loss.detach())
 
 
 def _claim(demo: Demo, folder: Path) -> None:

@@ -1,0 +1,158 @@
+"""Training on a task, or on several: fresh trials in every step, scores on trials held out, a recorder at the side."""
+
+import contextlib
+import dataclasses
+from collections.abc import Callable
+from typing import final
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor, nn
+
+from kpflow import _checks
+from kpflow.tasks import Task
+
+from .recorder import Recorder
+
+__all__ = ["Trained", "train", "train_step"]
+
+
+@final
+@dataclasses.dataclass(frozen=True, eq=False)
+class Trained:
+    """What became of a training.
+
+    Args:
+        losses: Of each step, on its own trials, before it was taken.
+        steps: At which scores were taken, in order.
+        scores: By name, as the task gives them: "accuracy", others, and of a `MultiTask` "accuracy NAME" for each task;
+            each of the length of `steps`.
+        reached: Whether `until` was reached.
+    """
+
+    losses: Float[Tensor, " N"]
+    steps: Int[Tensor, " M"]
+    scores: dict[str, Float[Tensor, " M"]]
+    reached: bool
+
+
+def train(
+    model: nn.Module,
+    task: Task,
+    *,
+    steps: int,
+    optimizer: torch.optim.Optimizer | None = None,
+    learning_rate: float = 1e-3,
+    batch: int = 64,
+    clip: float | None = None,
+    score_every: int = 100,
+    score_trials: int = 128,
+    until: float | None = None,
+    recorder: Recorder | None = None,
+    generator: torch.Generator | None = None,
+    progress: Callable[[int, float], None] | None = None,
+) -> Trained:
+    """Train a model on fresh trials of a task; a `MultiTask` mixes its tasks, and each is scored by itself.
+
+    Args:
+        model: From inputs `[B, T, I]` to outputs `[B, T, O]`; changed in place.
+        task: What it is trained on, with the task's own loss.
+        steps: Of the optimizer.
+        optimizer: Of the model's parameters; Adam if None.
+        learning_rate: Of that Adam.
+        batch: Trials in each step.
+        clip: The most that the norm of the gradient is; None for no limit.
+        score_every: Steps between two scores; the last step is scored too.
+        score_trials: Trials of a score, the same each time, with noise.
+        until: Training ends when all accuracies are at least this.
+        recorder: Writes checkpoints on the way; it is attached here.
+        generator: Draws the trials; a fresh one with seed 0 if None.
+        progress: Called after each step with the step and the loss.
+
+    Raises:
+        TypeError: `task` is no task.
+        ValueError: A number is out of range, or a loss is not finite.
+
+    Example:
+        >>> import kpflow as kp
+        >>> from kpflow.study.demo import Net
+        >>> task = kp.tasks.MultiTask.memory_and_delay(context=5, stimulus=5, memory=5, response=5, grace=0.0)
+        >>> net = Net(task.num_inputs, 32, task.num_outputs, torch.Generator().manual_seed(0))
+        >>> done = train(net, task, steps=20, batch=16, score_every=10, learning_rate=1e-2)
+        >>> done.steps.tolist(), sorted(done.scores)[:2], bool(done.losses[-1] < done.losses[0])
+        ([10, 20], ['accuracy', 'accuracy delay_anti'], True)
+    """
+    _check(task, steps, batch, clip, score_every, score_trials, until)
+    source = _checks.check_generator("generator", generator, torch.device("cpu"))
+    optimizer = optimizer or torch.optim.Adam(model.parameters(), lr=learning_rate)
+    held_out = torch.Generator().manual_seed(int(torch.randint(2**31, (), generator=source)))
+    tested = task.sample(score_trials, generator=held_out, dtype=_dtype(model), device=_device(model))
+    losses, at, scores, reached = [], [], {}, False
+    with contextlib.nullcontext() if recorder is None else recorder.attach(optimizer):
+        for step in range(1, steps + 1):
+            losses.append(train_step(model, optimizer, task, batch, source, clip))
+            if recorder is not None:
+                recorder.note(losses[-1])
+            if progress is not None:
+                progress(step, losses[-1])
+            if step % score_every == 0 or step == steps:
+                with torch.no_grad():
+                    found = task.score(model(tested.inputs), tested)
+                at.append(step)
+                for name, value in found.items():
+                    scores.setdefault(name, []).append(value)
+                right = [value for name, value in found.items() if name.startswith("accuracy")]
+                reached = until is not None and min(right) >= until
+                if reached:
+                    break
+    kept = {name: torch.tensor(values, dtype=torch.float64) for name, values in scores.items()}
+    return Trained(torch.tensor(losses, dtype=torch.float64), torch.tensor(at), kept, reached)
+
+
+def train_step(
+    model: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    task: Task,
+    batch: int,
+    generator: torch.Generator,
+    clip: float | None = None,
+) -> float:
+    """One step on fresh trials; returns the loss before it."""
+    trials = task.sample(batch, generator=generator, dtype=_dtype(model), device=_device(model))
+    loss = task.loss(model(trials.inputs), trials)
+    if not bool(torch.isfinite(loss)):
+        raise ValueError("The loss must stay finite; got NaN or inf: the training diverged. Lower the learning rate.")
+    optimizer.zero_grad()
+    loss.backward()
+    if clip is not None:
+        nn.utils.clip_grad_norm_(model.parameters(), clip)
+    optimizer.step()
+    return float(loss.detach())
+
+
+def _dtype(model: nn.Module) -> torch.dtype:
+    return next(model.parameters()).dtype
+
+
+def _device(model: nn.Module) -> torch.device:
+    return next(model.parameters()).device
+
+
+def _check(
+    task: Task,
+    steps: int,
+    batch: int,
+    clip: float | None,
+    score_every: int,
+    score_trials: int,
+    until: float | None,
+) -> None:
+    if not isinstance(task, Task):
+        raise TypeError(f"`task` must be a task of kpflow.tasks; got {type(task).__name__}. See kpflow.tasks.names().")
+    numbers = {"steps": steps, "batch": batch, "score_every": score_every, "score_trials": score_trials}
+    for name, value in numbers.items():
+        _checks.check_positive(name, value, integer=True)
+    if clip is not None:
+        _checks.check_positive("clip", clip)
+    if until is not None:
+        _checks.check_range("until", until, 0, 1)
