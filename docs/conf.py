@@ -54,6 +54,7 @@ sphinx_gallery_conf = {
             "plot_transformer_kernels.py",
             "plot_infinite_width.py",
             "plot_bifurcation_collapse.py",
+            "plot_truncation.py",
             "plot_predicting_learning.py",
         ]
     ),

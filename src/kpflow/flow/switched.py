@@ -21,6 +21,7 @@ TIES = 100.0
 """Margins below so many times that switch with the one that was located."""
 
 TRIES = 60
+POLISH = 6
 
 SHORTEST = 1e-13
 """Steps, and what of a time asked for may be missed."""
@@ -29,7 +30,7 @@ SLOWER = 4
 """By which steps along a switch are shorter than the longest."""
 
 NUDGE = 1e-6
-"""Of time, for the speed of margins."""
+"""Of time, for the speed of margins; of a step, for their slope."""
 
 STAGES = (
     (),
@@ -197,23 +198,44 @@ def _switch(
     length: float,
     scale: float,
 ) -> tuple[float, Tensor]:
-    """The part of a step after which the first of the `wrong` signs switches, by the Illinois method."""
+    """The part of a step after which the first of the `wrong` signs switches.
 
-    def trial(part: float) -> tuple[float, Tensor]:
-        moved, _ = _advanced(field, state, pattern, part)
-        return float(_violation(margins(moved, pattern), pattern)[wrong].max()), moved
+    Where an interpolation of the step says so, corrected by Newton's method with steps of that length.
+    """
 
-    low, high, side = 0.0, length, 0
-    under = float(_violation(margins(state, pattern), pattern)[wrong].max())
-    over, moved = trial(high)
-    part = high
+    def excess(at: Tensor) -> float:
+        return float(_violation(margins(at, pattern), pattern)[wrong].max())
+
+    moved, _ = _advanced(field, state, pattern, length)
+    between = _interpolation(state, moved, length * field(state, pattern), length * field(moved, pattern))
+    root, slope = _root(lambda part: excess(between(part)), scale)
+    for _ in range(POLISH):
+        moved, _ = _advanced(field, state, pattern, root * length)
+        value = excess(moved)
+        if abs(value) <= scale or slope == 0.0:
+            break
+        root = min(max(root - value / slope, 0.0), 1.0)
+    return root * length, moved
+
+
+def _interpolation(start: Tensor, end: Tensor, first: Tensor, last: Tensor) -> Callable[[float], Tensor]:
+    """The cubic with values and slopes of both ends of [0, 1]."""
+    change = end - start
+    square, cube = 3 * change - 2 * first - last, first + last - 2 * change
+    return lambda part: start + part * (first + part * (square + part * cube))
+
+
+def _root(excess: Callable[[float], float], scale: float) -> tuple[float, float]:
+    """A root of a function that rises through zero in [0, 1], by the Illinois method, and the slope there."""
+    low, high, side = 0.0, 1.0, 0
+    under, over, part = excess(low), excess(high), high
     for _ in range(TRIES):
         part = (low * over - high * under) / (over - under)
-        value, moved = trial(part)
+        value = excess(part)
         if abs(value) <= scale:
             break
         if value > 0:
             high, over, under, side = part, value, under / 2 if side == 1 else under, 1
         else:
             low, under, over, side = part, value, over / 2 if side == -1 else over, -1
-    return part, moved
+    return part, (excess(part + NUDGE) - excess(part - NUDGE)) / (2 * NUDGE)

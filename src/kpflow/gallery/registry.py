@@ -16,10 +16,13 @@ from .entry import Entry, Result
 from .forcing import TeacherForcing
 from .saddles import Saddles
 from .saxe import Saxe
+from .truncation import Truncation
 
 __all__ = ["ENTRIES", "get", "names", "run"]
 
-ENTRIES: Mapping[str, Entry[Any, Any, Any]] = {entry.name: entry for entry in (Saxe(), Saddles(), TeacherForcing())}
+ENTRIES: Mapping[str, Entry[Any, Any, Any]] = {
+    entry.name: entry for entry in (Saxe(), Saddles(), Truncation(), TeacherForcing(), Consensus())
+}
 """All entries by name, exact ones first."""
 
 
@@ -30,7 +33,7 @@ def names() -> tuple[str, ...]:
         >>> names()[0]
         'saxe'
     """
-    return tuple(ENTRIES, Consensus())
+    return tuple(ENTRIES)
 
 
 def get(name: str) -> Entry[Any, Any, Any]:
