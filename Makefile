@@ -36,7 +36,7 @@ lint: $(STAMP)  ## style (ruff), types (pyright), import contract (import-linter
 	$(BIN)/lint-imports
 
 test: lint  ## lint, then all tests, doctests and README examples
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile -p no:benchmark
 
 bench: $(STAMP)  ## time products against the named baseline; JSON into benchmarks/results
 	$(BIN)/python -m benchmarks
