@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from . import estimates, exponents, figure, fixed_points, graphs, growth, optimisers, products
+from . import estimates, exponents, figure, fixed_points, graphs, growth, objectives, optimisers, products
 from .record import RESULTS, machine, tell
 
 PARTS: dict[str, Callable[[int, torch.device], Any]] = {
@@ -17,6 +17,7 @@ PARTS: dict[str, Callable[[int, torch.device], Any]] = {
     "growth": growth.run,
     "graphs": graphs.run,
     "exponents": exponents.run,
+    "objectives": objectives.run,
     "optimisers": optimisers.run,
     "fixed_points": fixed_points.run,
     "large": lambda _repeats, device: growth.large(device),
