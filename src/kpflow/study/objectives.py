@@ -20,10 +20,18 @@ from kpflow.tasks import MultiTask, Task, Trials
 
 from .measures import Variables
 
-__all__ = ["LEFT_OUT", "objective_measures", "objective_record", "task_groups", "task_objectives"]
+__all__ = ["LEFT_OUT", "objective_measures", "objective_record", "task_groups", "task_objectives", "with_objectives"]
 
 LEFT_OUT = "objectives_left_out"
 """The attribute that says, in a sentence, why there is nothing on objectives."""
+
+_AXES = {
+    "objective_loss": ("objective",),
+    "objective_alignment": ("objective_stage", "objective", "other"),
+    "objective_interference": ("objective", "other"),
+}
+
+_BLOCKS = ("ntk_block_size", "ntk_block_size_error", "ntk_block_alignment", "ntk_block_alignment_error")
 
 Losses = Mapping[str, Callable[[Tensor], Tensor]]
 
@@ -89,6 +97,35 @@ def coordinates(objectives: Sequence[str], groups: Sequence[str]) -> dict[str, l
     return named
 
 
+def with_objectives(
+    record: xr.Dataset, linearisation: Linearisation, task: Task | None, trials: Trials, *, probes: int, seed: int
+) -> xr.Dataset:
+    """A record of one step with the variables of `objective_record` for the objectives that a task is made of.
+
+    Without a task, or with one objective only, it stays as it is. Where one of them has no direction at this step, as
+    with a loss of zero, the variables are NaN, and the attribute `LEFT_OUT` says why.
+    """
+    losses = {} if task is None else task_objectives(task, trials)
+    if task is None or len(losses) < 2:
+        return record
+    groups = task_groups(task, trials)
+    reasons = {}
+    try:
+        found = objective_measures(linearisation, losses, groups=groups, probes=max(probes, MIN_PROBES), seed=seed)
+    except ValueError as problem:
+        reasons[LEFT_OUT] = f"At step {int(record['step'][0])}: {problem}"
+        found = _nothing(len(losses), len(groups))
+    variables = {name: (("step", *axes), values[None]) for name, (axes, values) in found.items()}
+    return record.assign(variables).assign_coords(coordinates(list(losses), list(groups))).assign_attrs(reasons)
+
+
+def _nothing(objectives: int, groups: int) -> Variables:
+    sizes = {"objective_stage": len(STAGES), "objective": objectives, "other": objectives}
+    sizes |= {"group": groups, "other_group": groups}
+    axes = _AXES | ({name: ("group", "other_group") for name in _BLOCKS} if groups else {})
+    return {name: (of, np.full([sizes[axis] for axis in of], np.nan)) for name, of in axes.items()}
+
+
 def objective_measures(
     linearisation: Linearisation, losses: Losses, *, groups: Mapping[str, Any], probes: int, seed: int
 ) -> Variables:
@@ -97,10 +134,9 @@ def objective_measures(
         rows = _positions(linearisation, groups)
         found = flow.objectives(linearisation, losses)
         alignments = torch.stack([found.alignments[stage] for stage in STAGES])
+        values = (found.losses.double(), alignments, found.interference)
         variables: Variables = {
-            "objective_loss": (("objective",), found.losses.double().cpu().numpy()),
-            "objective_alignment": (("objective_stage", "objective", "other"), alignments.numpy()),
-            "objective_interference": (("objective", "other"), found.interference.numpy()),
+            name: (axes, value.cpu().numpy()) for (name, axes), value in zip(_AXES.items(), values, strict=True)
         }
         return variables | (_blocks(linearisation, rows, probes, seed) if rows else {})
 
@@ -255,9 +291,6 @@ def _read(held: Tensor, samples: Tensor, shapes: Sequence[tuple[int, ...]]) -> V
         for name, value in zip(_BLOCKS, (*size, *cosine), strict=True):
             tables[name][i, j] = tables[name][j, i] = value
     return {name: (("group", "other_group"), table) for name, table in tables.items()}
-
-
-_BLOCKS = ("ntk_block_size", "ntk_block_size_error", "ntk_block_alignment", "ntk_block_alignment_error")
 
 
 def _size(parts: Float[Tensor, "*S 4"]) -> Float[Tensor, "*S"]:
