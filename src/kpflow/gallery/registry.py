@@ -16,12 +16,13 @@ from .entry import Entry, Result
 from .forcing import TeacherForcing
 from .saddles import Saddles
 from .saxe import Saxe
+from .synchronisation import Synchronisation
 from .truncation import Truncation
 
 __all__ = ["ENTRIES", "get", "names", "run"]
 
 ENTRIES: Mapping[str, Entry[Any, Any, Any]] = {
-    entry.name: entry for entry in (Saxe(), Saddles(), Truncation(), TeacherForcing(), Consensus())
+    entry.name: entry for entry in (Saxe(), Saddles(), Truncation(), TeacherForcing(), Consensus(), Synchronisation())
 }
 """All entries by name, exact ones first."""
 
