@@ -12,6 +12,7 @@ import torch
 from kpflow._checks import check_range
 
 from .consensus import Consensus
+from .entanglement import Entanglement
 from .entry import Entry, Result
 from .forcing import TeacherForcing
 from .saddles import Saddles
@@ -22,7 +23,8 @@ from .truncation import Truncation
 __all__ = ["ENTRIES", "get", "names", "run"]
 
 ENTRIES: Mapping[str, Entry[Any, Any, Any]] = {
-    entry.name: entry for entry in (Saxe(), Saddles(), Truncation(), TeacherForcing(), Consensus(), Synchronisation())
+    entry.name: entry
+    for entry in (Saxe(), Saddles(), Truncation(), TeacherForcing(), Consensus(), Synchronisation(), Entanglement())
 }
 """All entries by name, exact ones first."""
 
