@@ -179,7 +179,7 @@ def write_report(
 
         kpflow report runs/a --out a.html --title "Run a"
     """
-    _finish(study.Store(folder / "analysis").read(), out or folder / "report.html", title)
+    _finish(study.read_record(folder / "analysis"), out or folder / "report.html", title)
 
 
 @app.command("gallery")
@@ -296,12 +296,16 @@ def _progress() -> Progress:
 
 def _follow(bars: Progress) -> Callable[[study.Progress], None]:
     """A bar for the analysis; a line for each checkpoint where there is no bar, or where it is skipped."""
-    bar = bars.add_task("analysis", total=None, note="")
+    rows = {"checkpoints": bars.add_task("analysis", total=None, note="")}
 
     def follow(progress: study.Progress) -> None:
+        if progress.part not in rows:
+            rows[progress.part] = bars.add_task(progress.part, total=progress.total, note="")
+        bar = rows[progress.part]
         bars.update(bar, completed=progress.done, total=progress.total, note=f"step {progress.step}")
         if bars.disable or progress.outcome == "skipped":
-            done = f"{progress.done} of {progress.total}: step {progress.step} {progress.outcome}"
+            what = "" if progress.part == "checkpoints" else f" {progress.part}"
+            done = f"{progress.done} of {progress.total}{what}: step {progress.step} {progress.outcome}"
             _say(f"{done}. {progress.reason}".removesuffix(". "), 0)
 
     return follow

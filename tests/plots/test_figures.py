@@ -9,7 +9,7 @@ from matplotlib.figure import Figure
 from matplotlib.image import AxesImage
 
 from kpflow import plots
-from kpflow.plots import leading, paths, style
+from kpflow.plots import leading, space, style
 from report.records import small_record
 
 FIGURES = {  # function: (a variable it cannot do without, panels of the full record)
@@ -21,6 +21,9 @@ FIGURES = {  # function: (a variable it cannot do without, panels of the full re
     "ntk_modes": ("ntk_mode_time", 24),
     "self_referential_bias": ("core_spectrum", 3),
     "trajectories": ("trajectory", 3),
+    "fixed_points": ("fixed_point_position", 3),
+    "bifurcations": ("fixed_point_multiplier", 2),
+    "lyapunov": ("lyapunov_exponent", 1),
 }
 
 
@@ -81,7 +84,7 @@ def test_none_of_several_variables(record, name):
         getattr(plots, name)(record[["loss"]])
 
 
-@pytest.mark.parametrize("name", ["spectra", "collapse_pipeline", "trajectories"])
+@pytest.mark.parametrize("name", ["spectra", "collapse_pipeline", "trajectories", "fixed_points"])
 @pytest.mark.parametrize("count", [0, 6, -1])
 def test_a_count_out_of_range(record, name, count):
     with pytest.raises(ValueError, match=f"`count` must be a whole number from 1 to 5; got {count}"):
@@ -122,7 +125,7 @@ def test_error_bars_are_one_standard_error(record):
         np.testing.assert_allclose(heights[np.isfinite(heights)], 2 * errors[np.isfinite(errors)])
 
 
-@pytest.mark.parametrize("name", ["loss_change", "effective_ranks", "collapse_pipeline"])
+@pytest.mark.parametrize("name", ["loss_change", "effective_ranks", "collapse_pipeline", "bifurcations", "lyapunov"])
 def test_steps_left_out_are_marked(record, name):
     axes = getattr(plots, name)(record).axes[0]
     assert crosses(axes) == [record["step"].values[3]]
@@ -238,7 +241,7 @@ def test_trajectories_need_three_components(record):
 
 
 def test_trajectories_keep_right_angles_and_lengths():
-    turned = paths._project(np.eye(3))  # an orthographic view: rows are the images of the axes
+    turned = space.on_page(np.eye(3))  # an orthographic view: rows are the images of the axes
     np.testing.assert_allclose(turned.T @ turned, np.eye(2), atol=1e-12)
 
 
@@ -246,6 +249,68 @@ def test_trajectories_draw_each_trial_in_the_colour_of_its_condition(record):
     axes = plots.trajectories(record, count=1).axes[0]
     drawn = {line.get_color() for line in axes.lines}
     assert set(plots.condition_colours(plots.conditions(record))) <= drawn
+
+
+def drawn(axes, colour) -> np.ndarray:
+    """The points of the markers of a colour in a panel, with which face."""
+    lines = [line for line in axes.lines if line.get_marker() == "o" and line.get_color() == style.PALETTE[colour]]
+    return np.concatenate([line.get_xydata() for line in lines])
+
+
+def test_fixed_points_are_where_the_record_says_in_the_space_of_the_trajectories(record):
+    record["trajectory"][-1] *= -1  # other signs: the points must turn with the trajectories
+    record["fixed_point_position"][-1] *= -1
+    last = plots.fixed_points(record, count=3).axes[-1]
+    places = record["fixed_point_position"].values[-1]
+    np.testing.assert_allclose(drawn(last, "stable"), space.on_page(places[[0, 1]]))
+    np.testing.assert_allclose(drawn(last, "saddle"), space.on_page(places[[2]]))
+    assert last.get_title(loc="left").endswith("2 stable, 1 saddle")
+    first = plots.fixed_points(record, count=3).axes[0]
+    signs = plots.aligned_trajectories(record)[0] / record["trajectory"][0]
+    turned = record["fixed_point_position"].values[0] * signs.values[0, 0]
+    np.testing.assert_allclose(drawn(first, "stable"), space.on_page(turned[[0]]))
+    assert first.get_title(loc="left").endswith("1 stable, 1 slow")
+
+
+def test_saddles_are_open_and_stable_points_filled(record):
+    lines = {line.get_color(): line for line in plots.fixed_points(record).axes[-1].lines if line.get_marker() == "o"}
+    assert lines[style.PALETTE["saddle"]].get_markerfacecolor() == "none"
+    assert lines[style.PALETTE["stable"]].get_markerfacecolor() == style.PALETTE["stable"]
+
+
+def test_points_are_counted_and_their_multipliers_shown(record):
+    counts, multipliers = plots.bifurcations(record).axes
+    stable, slow = record["fixed_point_stable"].values, record["fixed_point_slow"].values
+    kept = np.delete(np.arange(9), 3)  # not analysed
+    np.testing.assert_array_equal(drawn(counts, "stable")[:, 1], ((stable == 1) & (slow == 0)).sum(1)[kept])
+    np.testing.assert_array_equal(drawn(counts, "saddle")[:, 1], ((stable == 0) & (slow == 0)).sum(1)[kept])
+    assert (drawn(multipliers, "saddle")[:, 1] > 1).all()
+    assert len(drawn(multipliers, "stable")) == ((stable == 1) & (slow == 0)).sum()
+
+
+def test_events_stand_at_their_steps_with_their_kinds(record):
+    figure = plots.bifurcations(record)
+    marks = [line for line in figure.axes[0].lines if line.get_color() == style.PALETTE["event"]]
+    assert sorted(x for line in marks for x in line.get_xdata()) == sorted(record["event_step"].values)
+    words = [text.get_text() for text in figure.legends[0].get_texts()]
+    assert words == ["stable", "saddle", "fold", "pitchfork"]
+
+
+def test_points_without_events(record):
+    names = ["event_step", "event_kind"]
+    for other in (record.drop_vars(names), record.isel(event=[])):
+        figure = plots.bifurcations(other)
+        assert [text.get_text() for text in figure.legends[0].get_texts()] == ["stable", "saddle"]
+
+
+def test_exponents_have_bars_of_one_standard_error(record):
+    (axis,) = plots.lyapunov(record).axes
+    for k, container in enumerate(axis.containers):
+        line, _, (bars,) = container.lines
+        np.testing.assert_array_equal(line.get_ydata(), record["lyapunov_exponent"][:, k])
+        heights = [np.ptp(segment[:, 1]) for segment in bars.get_segments() if np.size(segment)]
+        np.testing.assert_allclose([height for height in heights if np.isfinite(height)], 0.02)
+    assert len(axis.containers) == 4
 
 
 def test_one_step_is_enough(record):

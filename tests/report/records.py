@@ -48,6 +48,7 @@ def make_record(steps=25, trials=30, times=90, units=128, modes=20, *, seed=0, m
     _add_modes(record, learned, angle, times, units, rng)
     _add_bias(record, learned, modes)
     _add_trajectories(record, learned, angle, times, rng)
+    _add_points(record, learned, rng)
     record["predicted_loss_change"] = "step", -1e-3 * record.loss.values * wobble()
     record["actual_loss_change"] = "step", record.predicted_loss_change.values * (1 - 0.2 * learned) * wobble()
     return _forget(record, missing)
@@ -67,7 +68,8 @@ def _forget(record, missing):
     kept = np.ones(record.sizes["step"], dtype=bool)
     kept[list(missing)] = False
     analysed = [name for name in record.data_vars if name not in ("loss", "score")]
-    return record.assign({name: record[name].where(xr.DataArray(kept, dims="step")) for name in analysed})
+    here = xr.DataArray(kept, dims="step")
+    return record.assign({name: record[name].where(here) for name in analysed if "step" in record[name].dims})
 
 
 def _add_operators(record, learned, wobble, modes):
@@ -131,3 +133,28 @@ def _add_trajectories(record, learned, angle, times, rng):
     record["trajectory"] = ("step", "trial", "time", "component"), path
     share = np.stack([0.4 + 0.1 * learned, 0.25 + 0.1 * learned, 0.15 + 0.02 * learned], axis=1)
     record["trajectory_variance"] = ("step", "component"), share
+
+
+def _add_points(record, learned, rng, points=6):
+    """One stable point that becomes unstable half-way, in a pitchfork that leaves two stable ones, and a slow point."""
+    late = learned > 0.5
+    kept = np.stack([np.ones_like(late), late, late, ~late], axis=1)
+    unstable, slow = (np.zeros(kept.shape, dtype=bool) for _ in range(2))
+    unstable[:, 2], slow[:, 3] = True, True
+    pad = lambda values: np.pad(np.where(kept, values, np.nan), ((0, 0), (0, points - 4)), constant_values=np.nan)  # noqa: E731
+    stable = pad((~unstable).astype(float))
+    record["fixed_point_stable"] = ("step", "point"), stable
+    record["fixed_point_slow"] = ("step", "point"), pad(slow.astype(float))
+    record["fixed_point_multiplier"] = ("step", "point"), pad(np.where(unstable, 1.1, 0.6) + 0.3 * learned[:, None])
+    reach = np.array([1.0, -1.0, 0.0, 0.5])[None, :, None] * np.array([2.0, 1.0, 0.3])
+    places = np.where(np.isfinite(stable)[..., None], np.pad(reach, ((0, 0), (0, points - 4), (0, 0))), np.nan)
+    record["fixed_point_position"] = ("step", "point", "component"), places * (0.3 + learned[:, None, None])
+    rates = -0.4 * (1 - learned[:, None]) - 0.05 * np.arange(4)
+    record["lyapunov_exponent"] = ("step", "exponent"), rates + 0.01 * rng.standard_normal(rates.shape)
+    record["lyapunov_exponent_error"] = ("step", "exponent"), np.full(rates.shape, 0.01)
+    after = int(np.flatnonzero(late)[0]) if late.any() else 1
+    between = record["step"].values[[after - 1, after]]
+    record["event_step"] = "event", [between.mean(), 0.9 * between.max() + 0.1 * between.min()]
+    record["event_kind"] = "event", [1, 0], {"names": ["fold", "pitchfork"]}
+    record["unresolved_points"] = "step", np.where(np.arange(len(learned)) == after, 2.0, 0.0)
+    record.attrs |= {"static_epoch": "memory", "static_input": "fixation 1, cos 0, sin 0"}

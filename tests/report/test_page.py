@@ -150,6 +150,29 @@ def test_what_is_missing_is_left_out_and_said(record):
     assert page.of("canvas") == []
 
 
+def test_why_there_is_nothing_on_dynamics_stands_in_its_place(record):
+    names = [name for name in record.data_vars if str(name).startswith(("fixed_point", "lyapunov", "event"))]
+    bare = record[["loss", *names]].drop_vars(names)
+    page = Elements(report.render(bare.assign_attrs(dynamics_left_out="No epoch stands <still>.")))
+    assert page.words.count("No epoch stands <still>.") == 1
+    assert "Lyapunov exponents over training is not shown" not in page.words
+    assert "Lyapunov exponents over training is not shown" in Elements(report.render(bare)).words
+
+
+def test_what_was_searched_and_followed_is_said(record):
+    words = Elements(report.render(record.assign_attrs(settings='{"starts": 32}'))).words
+    assert "Static input: that of the epoch memory (fixation 1, cos 0, sin 0). Searched from 32 states" in words
+    assert "2 events in 8 intervals; in 1 of them points were not followed to an end within the time" in words
+    verdict = ("step", np.array([0.0] * 7 + [1.0, np.nan]), {"names": ["consistent", "missing"]})
+    known = record.assign(fixed_point_verdict=verdict)[["loss", "trajectory", *map(str, record.data_vars)]]
+    assert (
+        "Index sum: consistent at 7 of 9 steps, missing at 1 of 9 steps."
+        in Elements(report.render(known.assign(fixed_point_verdict=verdict))).words
+    )
+    alone = Elements(report.render(record.drop_vars(["unresolved_points"]))).words
+    assert "Fixed points were not followed between checkpoints: no events are known." in alone
+
+
 def test_one_operator_is_enough_for_the_ranks(record):
     page = Elements(report.render(record[["kernel_effective_rank"]]))
     assert "Effective ranks and sizes is not shown" not in page.words

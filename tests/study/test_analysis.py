@@ -15,7 +15,7 @@ from kpflow.study.measures import STAGES, effective_dimension
 from kpflow.tasks import MemoryPro
 
 TASK = MemoryPro(context=0, stimulus=2, memory=3, response=2, grace=0.0)
-EXACT = Settings(rtol=1e-3, budget=4000)
+EXACT = Settings(rtol=1e-3, budget=4000, starts=0)
 
 
 class Net(nn.Module):
@@ -140,7 +140,7 @@ def test_trajectories_are_principal_components(case):
 
 def test_the_predicted_change_of_the_loss_happens(case):
     model, trials, record, lin = case
-    small = run(model, trials, Settings(learning_rate=1e-6, modes=4))
+    small = run(model, trials, Settings(learning_rate=1e-6, modes=4, starts=0))
     np.testing.assert_allclose(small.actual_loss_change, small.predicted_loss_change, rtol=1e-3)
     assert float(small.predicted_loss_change) < 0
     loss = TASK.loss(model(trials.inputs), trials)
@@ -164,7 +164,7 @@ def test_the_same_seed_gives_the_same_numbers_and_the_model_stays():
     before = {name: value.clone() for name, value in model.state_dict().items()}
     model.train()
     state = torch.get_rng_state()
-    settings = Settings(modes=4, budget=12)
+    settings = Settings(modes=4, budget=12, starts=0)
     first, second = run(model, trials, settings), run(model, trials, settings)
     assert torch.equal(state, torch.get_rng_state())
     assert model.training
@@ -181,6 +181,12 @@ def test_effective_dimension_of_nothing_is_nan():
 def test_bad_settings():
     with pytest.raises(ValueError, match=r"`budget` must be a positive whole number; got 0"):
         Settings(budget=0)
+    with pytest.raises(ValueError, match=r"`exponents` must be a positive whole number; got 0"):
+        Settings(exponents=0)
+    with pytest.raises(ValueError, match=r"`path_seconds` must be a positive"):
+        Settings(path_seconds=0)
+    with pytest.raises(ValueError, match=r"`starts` must be"):
+        Settings(starts=-1)
     with pytest.raises(ValueError, match=r"`leading` ≤ `modes` ≤ `width` must hold; got 4, 3, 20"):
         Settings(modes=3)
 

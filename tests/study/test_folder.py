@@ -23,7 +23,7 @@ from kpflow.study.tensors import fingerprint
 from kpflow.tasks import MemoryPro
 
 TASK = MemoryPro(context=0, stimulus=2, memory=2, response=2, grace=0.0)
-QUICK = Settings(modes=4, budget=12)
+QUICK = Settings(modes=4, budget=12, starts=0)
 
 
 def make():
@@ -85,7 +85,7 @@ def test_the_report_sees_the_steps_of_an_interrupted_analysis(tmp_path):
     assert Store(tmp_path / "analysis").steps() == [0]
 
 
-@pytest.mark.parametrize("change", [{"settings": Settings(modes=4, budget=16)}, {"trials": 4}])
+@pytest.mark.parametrize("change", [{"settings": Settings(modes=4, budget=16, starts=0)}, {"trials": 4}])
 def test_other_settings_are_analysed_anew(change, tmp_path):
     write(tmp_path)
     first, _ = run(tmp_path)

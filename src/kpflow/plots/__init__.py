@@ -4,6 +4,7 @@ Nothing global is touched: no pyplot, no rcParams; every figure is laid out for 
 """
 
 from .bias import self_referential_bias
+from .dynamics import bifurcations, fixed_points, lyapunov
 from .eigenvalues import spectra
 from .entries import entry_figure
 from .leading import ntk_modes
@@ -22,6 +23,7 @@ __all__ = [
     "Conditions",
     "Record",
     "aligned_trajectories",
+    "bifurcations",
     "check_record",
     "collapse_pipeline",
     "condition_colours",
@@ -29,8 +31,10 @@ __all__ = [
     "conditions",
     "effective_ranks",
     "entry_figure",
+    "fixed_points",
     "loss_and_score",
     "loss_change",
+    "lyapunov",
     "missing_steps",
     "ntk_modes",
     "self_referential_bias",

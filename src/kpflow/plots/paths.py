@@ -5,15 +5,14 @@ import xarray as xr
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from .records import Conditions, Record, check_record, chosen_steps, conditions, covered_steps, has, series, thin
-from .style import PALETTE, WIDE, condition_colours, condition_keys, grid, is_narrow, legend, panel, step_words
+from .records import Conditions, Record, check_record, chosen_steps, conditions, covered_steps, series, thin
+from .space import component_names, component_signs, draw_space, on_page
+from .style import WIDE, condition_colours, condition_keys, grid, is_narrow, legend, panel, step_words
 
 __all__ = ["MOST_PATHS", "MOST_POINTS", "aligned_trajectories", "trajectories"]
 
 MOST_PATHS, MOST_POINTS = 60, 150
 """More trials, and more times per trial, than these are thinned evenly."""
-
-_TURN, _TILT = np.deg2rad(-35.0), np.deg2rad(24.0)
 
 
 def trajectories(record: Record, *, width: float = WIDE, count: int = 3) -> Figure:
@@ -47,9 +46,9 @@ def trajectories(record: Record, *, width: float = WIDE, count: int = 3) -> Figu
     columns = 1 if is_narrow(width) else len(picks)
     figure, axes = grid(width, columns, len(picks) // columns, panel_height=min(3.2, width / columns), legend_rows=2)
     for pick, axis in zip(picks, axes.flat, strict=True):
-        _view(axis, paths[pick].values, conditions(record), _names(record, pick))
+        _draw_trials(axis, paths[pick].values, conditions(record))
         panel(axis, title=step_words(float(record["step"].values[pick])).capitalize())
-        axis.set_axis_off()
+        draw_space(axis, component_names(record, pick))
     condition = conditions(record)
     legend(figure, condition_keys(condition), width, columns=4 if is_narrow(width) else 8, title=condition.label)
     return figure
@@ -70,49 +69,14 @@ def aligned_trajectories(record: Record) -> xr.DataArray:
         >>> aligned_trajectories(xr.Dataset({"trajectory": (axes, path)}, coords={"step": [0, 1]})).values.min()
         np.float64(1.0)
     """
-    paths = series(record, "trajectory")
-    if paths.sizes["component"] != 3:
-        raise ValueError(f"`record['trajectory']` must have 3 components; got {paths.sizes['component']}.")
-    last = paths.isel(step=int(covered_steps(paths)[-1]))
-    agreement = (paths * last).sum(["trial", "time"])
-    return paths * xr.where(agreement < 0, -1.0, 1.0)
+    return series(record, "trajectory") * component_signs(record)
 
 
-def _names(record: xr.Dataset, pick: int) -> list[str]:
-    names = ["PC 1", "PC 2", "PC 3"]
-    if not has(record, "trajectory_variance"):
-        return names
-    shares = series(record, "trajectory_variance").values[pick]
-    return [name if np.isnan(share) else f"{name} {share:.0%}" for name, share in zip(names, shares, strict=True)]
-
-
-def _project(points: np.ndarray) -> np.ndarray:
-    """Points `[..., 3]` on the page `[..., 2]`: turned about the third axis, then tilted towards the reader."""
-    x, y, z = np.moveaxis(points, -1, 0)
-    across, away = np.cos(_TURN) * x - np.sin(_TURN) * y, np.sin(_TURN) * x + np.cos(_TURN) * y
-    return np.stack([across, np.cos(_TILT) * z + np.sin(_TILT) * away], axis=-1)
-
-
-def _view(axes: Axes, paths: np.ndarray, condition: Conditions, names: list[str]) -> None:
+def _draw_trials(axes: Axes, paths: np.ndarray, condition: Conditions) -> None:
     colours = condition_colours(condition)
     times = thin(paths.shape[1], MOST_POINTS)
     for trial in condition.order[thin(len(condition.order), MOST_PATHS)]:
-        page = _project(paths[trial][times])
+        page = on_page(paths[trial][times])
         axes.plot(*page.T, color=colours[trial], linewidth=0.9)
         seen = page[np.isfinite(page).all(-1)]
         axes.plot(*seen[-1:].T, "o", color=colours[trial], markersize=2.8)
-    bottom = axes.dataLim.y0 - 0.28 * max(axes.dataLim.width, axes.dataLim.height)
-    axes.update_datalim([(axes.dataLim.x0, bottom)])  # room for the directions below the trajectories
-    axes.autoscale_view()
-    axes.set_aspect("equal", adjustable="datalim")
-    _tripod(axes, names)
-
-
-def _tripod(axes: Axes, names: list[str]) -> None:
-    """The directions of the three axes, in the lower left corner."""
-    for tip, name in zip(_project(np.eye(3)), names, strict=True):
-        axes.annotate(
-            name, xy=(0.08, 0.08), xytext=30 * tip, xycoords="axes fraction", textcoords="offset points", fontsize=8,
-            color=PALETTE["muted"], ha="left" if tip[0] > 0.1 else "center", va="center", parse_math=False,
-            arrowprops={"arrowstyle": "-", "color": PALETTE["muted"], "linewidth": 1, "shrinkA": 0, "shrinkB": 0},
-        )  # fmt: skip

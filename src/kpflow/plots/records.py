@@ -45,6 +45,13 @@ SCHEMA: dict[str, tuple[str, ...]] = {
     "core_state_overlap": ("step", "mode"),
     "trajectory": ("step", "trial", "time", "component"),
     "trajectory_variance": ("step", "component"),
+    "fixed_point_position": ("step", "point", "component"),
+    **{f"fixed_point_{name}": ("step", "point") for name in ("stable", "multiplier", "slow")},
+    "lyapunov_exponent": ("step", "exponent"),
+    "lyapunov_exponent_error": ("step", "exponent"),
+    "event_step": ("event",),
+    "event_kind": ("event",),
+    "unresolved_points": ("step",),
     "predicted_loss_change": ("step",),
     "actual_loss_change": ("step",),
 }

@@ -32,6 +32,7 @@ __all__ = [
     "mark_missing",
     "panel",
     "sequence_colours",
+    "shades",
     "step_axis",
     "step_words",
     "whole_numbers",
@@ -56,6 +57,10 @@ PALETTE = {
     "states": "#5b4bb7",
     "error": "#b8860b",
     "targets": "#c23b6b",
+    "stable": "#2f7d32",
+    "saddle": "#b3323c",
+    "event": "#7a4a12",
+    "exponent": "#00748a",
     "early": "#e0912f",
     "early-mid": "#d4564e",
     "middle": "#a83279",
@@ -252,6 +257,16 @@ def sequence_colours(count: int) -> list[str]:
     """Colours along training for `count` ≤ 5 chosen steps, from the palette's sequence."""
     picks = np.linspace(0, len(SEQUENCE) - 1, count).round().astype(int) if count > 1 else [len(SEQUENCE) - 1]
     return [PALETTE[SEQUENCE[pick]] for pick in picks]
+
+
+def shades(count: int) -> list[float]:
+    """Opacities of `count` lines of one colour, the first the strongest.
+
+    Example:
+        >>> shades(3)
+        [1.0, 0.725, 0.45]
+    """
+    return np.linspace(1.0, 0.45, count).round(3).tolist()
 
 
 def condition_colours(conditions: Conditions) -> list[str]:

@@ -15,7 +15,7 @@ from kpflow.plots import NARROW, WIDE, Record, check_record
 from kpflow.plots.style import step_words
 
 from .headline import headline, provenance
-from .sections import SECTIONS, Plot
+from .sections import SECTIONS, Plot, Section
 from .svg import inline_svg
 from .theme import DARK, LIGHT, scheme
 from .viewer import json_data, page_data, trajectory_data, viewer_note
@@ -51,8 +51,8 @@ def render(record: Record, *, title: str | None = None) -> str:
         (True, 2)
     """
     record = check_record(record)
-    shown = [(section, [_shown(plot, record) for plot in section.plots]) for section in SECTIONS]
-    if not any(item.wide for _, items in shown for item in items):
+    shown = [_filled(section, record) for section in SECTIONS]
+    if not any(item.wide for _, items, _ in shown for item in items):
         names = ", ".join(map(str, record.data_vars)) or "none"
         raise ValueError(f"`record` must hold a variable that the report shows, such as 'loss'; got {names}.")
     script = _own("page.js")
@@ -135,6 +135,13 @@ class _Shown:
     wide: Markup | None = None
     narrow: Markup | None = None
     lacks: tuple[str, ...] = ()
+
+
+def _filled(section: Section, record: xr.Dataset) -> tuple[Section, list[_Shown], str]:
+    """A section with its plots, and why some are not shown, if the record says so: then they are left out silently."""
+    items = [_shown(plot, record) for plot in section.plots]
+    reason = str(record.attrs.get(section.reason, "")) if any(item.wide is None for item in items) else ""
+    return section, [item for item in items if item.wide is not None or not reason], reason
 
 
 def _shown(plot: Plot, record: xr.Dataset) -> _Shown:

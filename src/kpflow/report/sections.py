@@ -57,12 +57,21 @@ class Plot:
 @final
 @dataclasses.dataclass(frozen=True)
 class Section:
-    """A part of the page: a heading, one paragraph on the question, and the plots that answer it."""
+    """A part of the page: a heading, one paragraph on the question, and the plots that answer it.
+
+    Args:
+        name: Its identifier in the page.
+        title: The heading.
+        lead: The question.
+        plots: What answers it.
+        reason: The attribute of a record that says why plots cannot be drawn; shown in place of them.
+    """
 
     name: str
     title: str
     lead: str
     plots: tuple[Plot, ...]
+    reason: str = ""
 
 
 def _left_out(record: xr.Dataset, names: tuple[str, ...]) -> str:
@@ -84,6 +93,39 @@ def _thinned(most: dict[str, int]) -> Callable[[xr.Dataset], str]:
 def _learning_rate(record: xr.Dataset) -> str:
     rate = settings_of(record).get("learning_rate")
     return "" if rate is None else f" Learning rate of that step: {rate}."
+
+
+def _static_input(record: xr.Dataset) -> str:
+    if "static_epoch" not in record.attrs:
+        return ""
+    return f" Static input: that of the epoch {record.attrs['static_epoch']} ({record.attrs.get('static_input', '')})."
+
+
+def _search(record: xr.Dataset) -> str:
+    """How many states the search started from, and what the index sum says of what it found."""
+    starts, found = settings_of(record).get("starts"), _verdicts(record)
+    said = "" if starts is None else f" Searched from {starts} states of each step, and their mixes."
+    return _static_input(record) + said + (f" Index sum: {found}." if found else "")
+
+
+def _verdicts(record: xr.Dataset) -> str:
+    if not has(record, "fixed_point_verdict"):
+        return ""
+    codes, names = record["fixed_point_verdict"].values, record["fixed_point_verdict"].attrs.get("names", [])
+    counts = {name: int((codes == code).sum()) for code, name in enumerate(names)}
+    return ", ".join(f"{name} at {count} of {len(codes)} steps" for name, count in counts.items() if count)
+
+
+def _unresolved(record: xr.Dataset) -> str:
+    """How much of the intervals between checkpoints was not followed to an end."""
+    if not has(record, "unresolved_points"):
+        return " Fixed points were not followed between checkpoints: no events are known."
+    counts = record["unresolved_points"].values
+    counts = counts[counts == counts]  # intervals that were looked at
+    events = record.sizes.get("event", 0)
+    open_ = int((counts > 0).sum())
+    left = f"; in {open_} of them points were not followed to an end within the time, and events may be missing"
+    return f" {events} event{'' if events == 1 else 's'} in {len(counts)} intervals{left if open_ else ''}."
 
 
 SECTIONS = (
@@ -214,5 +256,50 @@ SECTIONS = (
             ),
         ),
     ),
+    Section(
+        "dynamics",
+        "Dynamics: fixed points, bifurcations, Lyapunov exponents",
+        "Where the network would stay if its input stood still, when such points are born, vanish or change their "
+        "stability in training, and how fast nearby states come together.",
+        (
+            Plot(
+                "fixed-points",
+                "Fixed points among the trajectories",
+                plots.fixed_points,
+                ("fixed_point_position", "trajectory"),
+                "States that the step maps to themselves at a static input, in the principal components of the "
+                "figure above, among the trajectories of all trials (grey). Filled: stable, all multipliers |μ| < 1. "
+                "Open: unstable in some direction. Crosses: slow points, minima of the speed that are no fixed "
+                "points. By Adam, Levenberg–Marquardt and Newton in float64. Near in this view need not be near in "
+                "state space. A consistent index sum does not show that all points were found; another shows that "
+                "some were not.",
+                note=_search,
+            ),
+            Plot(
+                "bifurcations",
+                "Fixed points and bifurcations over training",
+                plots.bifurcations,
+                ("fixed_point_multiplier",),
+                "Number of stable and of other fixed points that were found at each checkpoint, and the largest |μ| "
+                "of each; above 1 it is unstable. Ticks at the top: bifurcations, by continuation of the points of "
+                "both checkpoints around them along the straight line between their parameters. Training took "
+                "another way from one to the other: that something happened between them is certain, the step "
+                "within the interval is not, and the kind may be another.",
+                note=_unresolved,
+            ),
+            Plot(
+                "lyapunov",
+                "Lyapunov exponents over training",
+                plots.lyapunov,
+                ("lyapunov_exponent",),
+                "Leading rates, per time step, at which states that are close move apart (above 0) or together, under "
+                "the same static input; the darkest line is the largest. By orthonormal frames along trajectories of "
+                "a few hundred steps from states of the trials, means with one standard error. Where the network "
+                "forgets more slowly than that, they are rates over that time and not yet their limits.",
+                note=_static_input,
+            ),
+        ),
+        reason="dynamics_left_out",
+    ),
 )
-"""The page in reading order. A further section (of fixed points and bifurcations, say) is one more entry."""
+"""The page in reading order. A further section is one more entry."""

@@ -9,7 +9,7 @@ from .budget import TimeBudget
 from .checkpoints import Checkpoint, CheckpointFile, list_checkpoints, load_into, read_checkpoint, save_checkpoint
 from .collapse import NeuralCollapse, linear_cka, neural_collapse
 from .demo import Demo, analyse_demo, train_demo
-from .folder import Progress, analyse_folder
+from .folder import Progress, analyse_folder, read_record
 from .recorder import Recorder
 from .schedules import AnyOf, Every, LogSpaced, LossJump, Schedule, every, log_spaced, on_loss_jump
 from .store import Store, key_of
@@ -43,6 +43,7 @@ __all__ = [
     "neural_collapse",
     "on_loss_jump",
     "read_checkpoint",
+    "read_record",
     "save_checkpoint",
     "train",
     "train_demo",

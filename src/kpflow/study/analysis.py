@@ -14,9 +14,9 @@ from torch import Tensor, nn
 
 from kpflow import __version__, _checks, flow
 from kpflow.states import Linearisation, linearise
-from kpflow.tasks import Trials
+from kpflow.tasks import Task, Trials
 
-from . import measures
+from . import dynamics, measures, objectives
 
 __all__ = ["Settings", "analyse"]
 
@@ -35,6 +35,10 @@ class Settings:
         budget: The most products for one estimate; a spectrum takes up to four times as many.
         learning_rate: η of the gradient step whose effect is predicted and then tried on a copy.
         seed: Of all random probes.
+        starts: States of an epoch that searches for fixed points start from; 0 for nothing on dynamics.
+        exponents: Leading Lyapunov exponents.
+        search_seconds: The most that the search for fixed points takes at each step.
+        path_seconds: The most that following them takes from each step to the next.
     """
 
     modes: int = 10
@@ -45,12 +49,17 @@ class Settings:
     budget: int = 24
     learning_rate: float = 1e-3
     seed: int = 0
+    starts: int = 32
+    exponents: int = 8
+    search_seconds: float = 5.0
+    path_seconds: float = 4.0
 
     def __post_init__(self) -> None:
-        for name in ("modes", "width", "leading", "budget"):
+        for name in ("modes", "width", "leading", "budget", "exponents"):
             _checks.check_positive(name, getattr(self, name), integer=True)
-        for name in ("tol", "rtol", "learning_rate"):
+        for name in ("tol", "rtol", "learning_rate", "search_seconds", "path_seconds"):
             _checks.check_positive(name, getattr(self, name))
+        _checks.check_range("starts", self.starts, 0, integer=True)
         if not self.leading <= self.modes <= self.width:
             raise ValueError(
                 f"`leading` ≤ `modes` ≤ `width` must hold; got {self.leading}, {self.modes}, {self.width}."
@@ -64,13 +73,15 @@ def analyse(
     loss: Callable[[Tensor], Tensor],
     score: Callable[[Tensor], float] | None = None,
     core: str | None = None,
+    task: Task | None = None,
     step: int = 0,
     settings: Settings | None = None,
 ) -> xr.Dataset:
-    """Analyse `model` on `trials`: P, K and NTK, the collapse pipeline, cores and trajectories.
+    """Analyse `model` on `trials`: P, K and NTK, the collapse pipeline, cores, trajectories, fixed points, objectives.
 
     The model and the global random state are left as they are. Axes: step (length 1), trial, time, unit, mode, stage,
-    leading, component; see `kpflow.study.measures` for what each variable is.
+    leading, component, point, exponent; see `kpflow.study.measures` and `kpflow.study.dynamics` for what each variable
+    is.
 
     Args:
         model: A recurrent module, or one that contains a recurrent core.
@@ -78,6 +89,7 @@ def analyse(
         loss: From the model's outputs `[B, T, O]` to a scalar.
         score: From the outputs to a number, if there is one.
         core: Name of the recurrent submodule.
+        task: That of the trials, for the static input at which fixed points are searched; without it there are none.
         step: The training step, a label.
         settings: What decides the numbers.
 
@@ -109,8 +121,22 @@ def analyse(
         )
         found |= measures.stage_measures(response, trials.inputs, lin, trials.targets)
         found |= measures.core_measures(lin, settings.width)
-        found |= measures.trajectory_measures(lin.states)
-    return _dataset(found, trials, lin, step, _attributes(model, trials, core, settings))
+        components = measures.principal_components(lin.states)
+        found |= measures.trajectory_measures(lin.states, components)
+        points, said = dynamics.dynamics_measures(
+            model,
+            core,
+            task,
+            trials,
+            lin.states,
+            components,
+            starts=settings.starts,
+            exponents=settings.exponents,
+            time_limit=settings.search_seconds,
+            seed=settings.seed,
+        )
+        record = _dataset(found | points, trials, lin, step, _attributes(model, trials, core, settings) | said)
+        return objectives.with_objectives(record, lin, task, trials, probes=settings.budget, seed=settings.seed)
 
 
 def _linearise(model: nn.Module, trials: Trials, core: str | None) -> Linearisation:
@@ -170,7 +196,10 @@ def _dataset(
         "mode": np.arange(sizes["mode"]),
         "stage": list(measures.STAGES),
     }
-    return xr.Dataset(variables, {**coordinates, **conditions}, attributes)
+    dataset = xr.Dataset(variables, {**coordinates, **conditions}, attributes)
+    for name in dynamics.CODES.keys() & variables.keys():
+        dataset[name].attrs["names"] = list(dynamics.CODES[name])
+    return dataset
 
 
 def _attributes(model: nn.Module, trials: Trials, core: str | None, settings: Settings) -> dict[str, Any]:

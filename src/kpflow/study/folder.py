@@ -1,8 +1,10 @@
 """Analysis of a folder of checkpoints, step by step, such that it can be interrupted at any moment."""
 
+import copy
 import dataclasses
+import itertools
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, final
 
@@ -11,14 +13,16 @@ import xarray as xr
 from torch import nn
 
 from kpflow import __version__, _checks
-from kpflow.tasks import Task
+from kpflow.tasks import Task, Trials
 
 from .analysis import Settings, analyse
 from .checkpoints import Checkpoint, CheckpointFile, list_checkpoints, load_into, read_checkpoint
+from .dynamics import held_still
+from .intervals import follow_interval, points_of, with_events
 from .store import Store, key_of
 from .tensors import fingerprint
 
-__all__ = ["Progress", "analyse_folder"]
+__all__ = ["Progress", "analyse_folder", "read_record"]
 
 
 @final
@@ -26,12 +30,15 @@ __all__ = ["Progress", "analyse_folder"]
 class Progress:
     """Where an analysis stands: `done` of `total` checkpoints; `step` is the one that was finished, and how.
 
+    After the checkpoints come the intervals between them, in which fixed points are followed.
+
     Args:
-        done: Checkpoints that are finished.
-        total: Checkpoints in the folder.
-        step: The training step of the one that was just finished.
+        done: Checkpoints (intervals) that are finished.
+        total: Checkpoints in the folder (intervals between them).
+        step: The training step of the one that was just finished; of an interval that of its end.
         outcome: `"analysed"`, `"found"` (in the store already) or `"skipped"`.
         reason: Why it was skipped.
+        part: `"checkpoints"` or `"intervals"`.
     """
 
     done: int
@@ -39,6 +46,7 @@ class Progress:
     step: int
     outcome: str
     reason: str = ""
+    part: str = "checkpoints"
 
 
 def analyse_folder(
@@ -59,6 +67,9 @@ def analyse_folder(
     weights, model, task and settings, are not analysed again; results of other ones stay in the store and are not
     mixed in. Checkpoints with weights that are not finite are skipped, and the attribute `skipped` says so.
 
+    Then fixed points are followed from each step to the next, for the bifurcations on the way; each interval is stored
+    in the same manner, in a store of its own in the folder `events` of the first.
+
     Args:
         folder: Where the checkpoints are, of any kind that `list_checkpoints` finds.
         make_model: Makes the model that was trained; its weights are then those of each checkpoint.
@@ -68,7 +79,7 @@ def analyse_folder(
         settings: What decides the numbers.
         store: Where the results go; by default `analysis` in the folder.
         trust_pickle: Read checkpoints that can run code of their own; only for files that you trust.
-        progress: Called after each checkpoint.
+        progress: Called after each checkpoint, then after each interval.
 
     Raises:
         FileNotFoundError: There is no checkpoint.
@@ -93,7 +104,7 @@ def analyse_folder(
     files = list_checkpoints(folder, trust_pickle=trust_pickle)
     results = Store(Path(folder) / "analysis" if store is None else store)
     results.clean()
-    study = _Study(model, task, core, trials, settings, results)
+    study = _Study(model, task, core, trials, settings, results, trust_pickle)
     keys: dict[int, str] = {}
     skipped: dict[int, str] = {}
     for done, file in enumerate(files, start=1):
@@ -108,9 +119,30 @@ def analyse_folder(
             progress(Progress(done, len(files), file.step, outcome, reason))
     if not keys:
         raise ValueError(f"`{folder}` must hold finite weights; got none: {next(iter(skipped.values()))}")
+    events_of(results).select({})  # those that were selected may belong to other steps
     results.select(keys)
-    record = results.read()
-    return record.assign_attrs(step_from=files[0].step_from, skipped=json.dumps(skipped))
+    study.follow([file for file in files if file.step in keys], keys, progress or (lambda _: None))
+    return read_record(results.path).assign_attrs(step_from=files[0].step_from, skipped=json.dumps(skipped))
+
+
+def read_record(path: str | Path) -> xr.Dataset:
+    """The record in a store: all selected steps, and the events between those of them that were followed so far.
+
+    Args:
+        path: The folder of the store, such as `analysis` in a folder that was analysed.
+
+    Raises:
+        FileNotFoundError: The store has no step.
+        ValueError: As `Store.read`.
+    """
+    results = Store(path)
+    record, events = results.read(), events_of(results)
+    return with_events(record, events.read()) if events.steps() else record
+
+
+def events_of(results: Store) -> Store:
+    """The store of the intervals between the steps of another."""
+    return Store(results.path / "events")
 
 
 @final
@@ -124,6 +156,7 @@ class _Study:
     trials: int
     settings: Settings
     store: Store
+    trust_pickle: bool
 
     def run(self, file: CheckpointFile, checkpoint: Checkpoint) -> tuple[str, str]:
         """Analyse and store one checkpoint, unless that was done; returns its key and what was done."""
@@ -131,19 +164,52 @@ class _Study:
         if self.store.has(file.step, key):
             return key, "found"
         load_into(self.model, checkpoint)
-        dtype = next(parameter.dtype for parameter in self.model.parameters())
-        trials = self.task.sample(self.trials, mode="grid", noise=False, dtype=dtype)
+        trials = self._sample()
         record = analyse(
             self.model,
             trials,
             loss=lambda outputs: self.task.loss(outputs, trials),
             score=lambda outputs: self.task.score(outputs, trials)["accuracy"],
             core=self.core,
+            task=self.task,
             step=file.step,
             settings=self.settings,
         )
         self.store.append(record.assign_attrs(task=type(self.task).__name__), key)
         return key, "analysed"
+
+    def follow(
+        self, files: Sequence[CheckpointFile], keys: Mapping[int, str], progress: Callable[[Progress], None]
+    ) -> None:
+        """Follow the fixed points from each step to the next, unless that was done; nothing where there are none."""
+        record, events = self.store.read(), events_of(self.store)
+        if "fixed_point_state" not in record:
+            return
+        events.clean()
+        selected: dict[int, str] = {}
+        pairs = list(itertools.pairwise(files))
+        for done, pair in enumerate(pairs, start=1):
+            first, last = (file.step for file in pair)
+            key = key_of({"from": keys[first]}, keys[last])  # they stand for settings and weights
+            outcome = "found" if events.has(last, key) else "analysed"
+            if outcome == "analysed":
+                events.append(self._interval(pair, record), key)
+            selected[last] = key
+            events.select(selected)
+            progress(Progress(done, len(pairs), last, outcome, part="intervals"))
+
+    def _interval(self, pair: tuple[CheckpointFile, CheckpointFile], record: xr.Dataset) -> xr.Dataset:
+        models = [copy.deepcopy(self.model) for _ in pair]
+        for model, file in zip(models, pair, strict=True):
+            load_into(model, read_checkpoint(file.path, trust_pickle=self.trust_pickle))
+        first, last = (held_still(model, self.core, self.task, self._sample()) for model in models)
+        steps = (pair[0].step, pair[1].step)
+        points = (points_of(record.sel(step=steps[0])), points_of(record.sel(step=steps[1])))
+        return follow_interval(first, last, points, steps, time_limit=self.settings.path_seconds)
+
+    def _sample(self) -> Trials:
+        dtype = next(parameter.dtype for parameter in self.model.parameters())
+        return self.task.sample(self.trials, mode="grid", noise=False, dtype=dtype)
 
     def _identity(self) -> dict[str, Any]:
         """What decides the numbers besides the weights."""

@@ -1,6 +1,7 @@
 """What is measured at one training step: operators, collapse, leading modes, cores and trajectories, as arrays."""
 
-from typing import TypeAlias
+import dataclasses
+from typing import TypeAlias, final
 
 import numpy as np
 import torch
@@ -14,11 +15,13 @@ from kpflow.states import Linearisation
 
 __all__ = [
     "STAGES",
+    "Components",
     "Variables",
     "core_measures",
     "effective_dimension",
     "operator_measures",
     "padded",
+    "principal_components",
     "stage_measures",
     "trajectory_measures",
 ]
@@ -119,19 +122,49 @@ def core_measures(lin: Linearisation, width: int) -> Variables:
     return {name: (("mode",), padded(array[:width], width)) for name, array in arrays.items()}
 
 
-def trajectory_measures(states: Float[Tensor, "B T H"]) -> Variables:
-    """The states in their own first principal components, and the share of variance of each."""
+@final
+@dataclasses.dataclass(frozen=True, eq=False)
+class Components:
+    """The leading principal components of states over trials and times; one plane for all that is drawn among them.
+
+    Args:
+        mean: Shape `[H]`, float64.
+        axes: Orthonormal rows, the largest entry of each positive, shape `[K, H]` with K ≤ 3.
+        share: Of the variance along each, shape `[K]`.
+    """
+
+    mean: Float[Tensor, "H"]
+    axes: Float[Tensor, "K H"]
+    share: Float[Tensor, "K"]
+
+    def of(self, states: Float[Tensor, "*n H"]) -> Float[Tensor, "*n 3"]:
+        """The coordinates of states, float64; NaN beyond K.
+
+        Example:
+            >>> components = principal_components(torch.tensor([[[0.0, 1.0], [0.0, 3.0]]]))
+            >>> components.of(torch.tensor([[0.0, 5.0]]))
+            tensor([[3., 0., nan]], dtype=torch.float64)
+        """
+        path = torch.full((*states.shape[:-1], COMPONENTS), torch.nan, dtype=torch.float64, device=states.device)
+        path[..., : len(self.axes)] = (states.double() - self.mean) @ self.axes.mT
+        return path
+
+
+def principal_components(states: Float[Tensor, "B T H"]) -> Components:
+    """The first principal components of states."""
     rows = states.flatten(0, 1).double()
-    centred = rows - rows.mean(0)
-    _, values, axes = torch.linalg.svd(centred, full_matrices=False)
+    mean = rows.mean(0)
+    _, values, axes = torch.linalg.svd(rows - mean, full_matrices=False)
     count = min(COMPONENTS, len(axes))
-    axes = _fix_signs(axes[:count])
-    path = torch.full((*states.shape[:2], COMPONENTS), torch.nan, dtype=torch.float64)
-    path[..., :count] = (centred @ axes.mT).unflatten(0, states.shape[:2]).cpu()
     share = values.square() / values.square().sum()
+    return Components(mean, _fix_signs(axes[:count]), share[:count])
+
+
+def trajectory_measures(states: Float[Tensor, "B T H"], components: Components) -> Variables:
+    """The states in their own first principal components, and the share of variance of each."""
     return {
-        "trajectory": (("trial", "time", "component"), path.numpy().astype(np.float32)),
-        "trajectory_variance": (("component",), padded(share[:count], COMPONENTS)),
+        "trajectory": (("trial", "time", "component"), components.of(states).cpu().numpy().astype(np.float32)),
+        "trajectory_variance": (("component",), padded(components.share, COMPONENTS)),
     }
 
 
