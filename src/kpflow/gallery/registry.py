@@ -19,12 +19,22 @@ from .saddles import Saddles
 from .saxe import Saxe
 from .synchronisation import Synchronisation
 from .truncation import Truncation
+from .workers import Workers
 
 __all__ = ["ENTRIES", "get", "names", "run"]
 
 ENTRIES: Mapping[str, Entry[Any, Any, Any]] = {
     entry.name: entry
-    for entry in (Saxe(), Saddles(), Truncation(), TeacherForcing(), Consensus(), Synchronisation(), Entanglement())
+    for entry in (
+        Saxe(),
+        Saddles(),
+        Truncation(),
+        TeacherForcing(),
+        Consensus(),
+        Synchronisation(),
+        Entanglement(),
+        Workers(),
+    )
 }
 """All entries by name, exact ones first."""
 

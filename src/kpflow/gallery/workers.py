@@ -1,0 +1,212 @@
+"""Workers that compute gradients on data of their own: what losses and gradients tell before they are averaged."""
+
+import math
+from collections.abc import Callable
+from typing import NamedTuple, final
+
+import torch
+from torch import Tensor, nn
+
+from kpflow._checks import check_range
+from kpflow.flow import Ntk, objectives
+from kpflow.operators import to_dense
+from kpflow.states import linearise
+
+from .entry import Check, Entry, Line, Panel, close
+
+__all__ = ["Workers"]
+
+SIZE, BATCH, COUNT, NOISE = 30, 20, 8, 0.25  # p, b, N, σ²
+
+
+@final
+class System(NamedTuple):
+    """y = w̄·x + ε, x ~ N(0, I), a model w at distance d = w − w̄, and many rounds of N workers with b samples each."""
+
+    distance: Tensor  # [p], d
+    inputs: Tensor  # [r, N, b, p]
+    noise: Tensor  # [r, N, b]
+    correlation: float  # ρ of the gradients of agents
+    directions: Tensor  # [n, k, p], of agents
+    excess: float  # of the noise in what is run; 1
+
+
+@final
+class Observed(NamedTuple):
+    """Metrics over the rounds."""
+
+    cosine: float  # mean between two workers
+    dispersion: float  # standard deviation of a worker's loss
+    aggregate: float  # mean |ḡ|²
+    noise_scale: float  # tr Σ from |g|² of workers and |ḡ|²
+    same: tuple[float, float]  # dispersion and cosine of workers with the same data
+    sums: Tensor  # [n], |Σ g| of 1, …, n agents over |g|
+    blocks: Tensor  # [2, N, N], ⟨g_a, g_b⟩ of a round by `objectives`, and as r_aᵀ Θ_ab r_b
+    gram: Tensor  # [N, N], the same from the gradients
+    mean: Tensor  # [N, N], over all rounds
+
+
+@final
+class Predicted(NamedTuple):
+    """Closed forms in |d|², p, b, N and σ²."""
+
+    cosine: float
+    dispersion: float
+    aggregate: float
+    noise_scale: float
+    sums: Tensor  # √(n + n (n − 1) ρ)
+
+
+@final
+class Workers(Entry[System, Observed, Predicted]):
+    """A worker's gradient d + noise has E cos = |μ|²/(|μ|² + tr Σ/b), |ḡ|² = |μ|² + tr Σ/(bN), tr Σ = (p+1)|d|² + σ²p.
+
+    Its loss ½⟨r²⟩ has standard deviation √(1/(2b)) (|d|² + σ²). Workers that see the same data disagree in nothing. The
+    cosine is the ratio of means, an approximation.
+    """
+
+    name = "workers"
+    title = "Workers of a data-parallel step"
+    paper = "Silent inconsistency in data-parallel training, 2026, arXiv 2602.14462; shared policies, arXiv 2605.24202"
+    kernels = (
+        "⟨g_a, g_b⟩ = r_aᵀ Θ_ab r_b: the cosines of workers are cross-blocks of the NTK, which `objectives` of "
+        "kpflow.flow computes in one pass for all of them."
+    )
+    omits = "Faults that the papers inject, networks, and the learning of several agents."
+
+    def make(self, seed: int = 0, *, short: bool = False, broken: bool = False, correlation: float = 0.3) -> System:
+        """Rounds of workers.
+
+        Args:
+            seed: Of data and directions.
+            short: Fewer rounds.
+            broken: With twice the noise of the data.
+            correlation: ρ between gradients of agents, in [0, 1]: one that is negative is not possible for many.
+        """
+        check_range("correlation", correlation, 0, 1)
+        generator = torch.Generator().manual_seed(seed)
+
+        def draw(*shape: int) -> Tensor:
+            return torch.randn(shape, generator=generator, dtype=torch.float64)
+
+        rounds = 400 if short else 3000
+        distance = draw(SIZE)
+        distance = distance / distance.norm()
+        noise = math.sqrt(NOISE) * draw(rounds, COUNT, BATCH)
+        directions = draw(2000, COUNT + 1, SIZE)
+        mixed = math.sqrt(correlation) * directions[:, :1] + math.sqrt(1 - correlation) * directions[:, 1:]
+        return System(distance, draw(rounds, COUNT, BATCH, SIZE), noise, correlation, mixed, 1.5 if broken else 1.0)
+
+    def run(self, system: System) -> Observed:
+        miss = system.inputs @ system.distance - system.excess * system.noise
+        gradients = (miss[..., None] * system.inputs).mean(dim=2)  # [r, N, p]
+        grams = gradients @ gradients.mT
+        losses = miss.square().mean(dim=2) / 2
+        total = system.directions.cumsum(dim=1).square().sum(dim=2).mean(dim=0)
+        by_objectives, by_ntk = _cross_blocks(system.inputs[0], miss[0], system.distance)
+        return Observed(
+            _cosine(grams),
+            float((losses.std(dim=1).square().mean()).sqrt()),
+            float(gradients.mean(dim=1).square().sum(dim=1).mean()),
+            _noise_scale(gradients),
+            (float(losses[:, :1].expand(-1, COUNT).std(dim=1).max()), _cosine(_same(gradients))),
+            (total / total[0]).sqrt(),
+            torch.stack([by_objectives, by_ntk]),
+            grams[0],
+            grams.mean(dim=0),
+        )
+
+    def predict(self, system: System) -> Predicted:
+        signal = float(system.distance.square().sum())
+        trace = (SIZE + 1) * signal + NOISE * SIZE
+        number = torch.arange(1, COUNT + 1, dtype=torch.float64)
+        return Predicted(
+            signal / (signal + trace / BATCH),
+            math.sqrt(1 / (2 * BATCH)) * (signal + NOISE),
+            signal + trace / (BATCH * COUNT),
+            trace,
+            (number + number * (number - 1) * system.correlation).sqrt(),
+        )
+
+    def check(self, system: System, observed: Observed, predicted: Predicted) -> list[Check]:  # noqa: ARG002
+        # Largest relative errors, nine seeds, short: .028, .028, .018, .014, .007; full: .022, .006, .007, .004, .006
+        return [
+            close("cosine of two workers", predicted.cosine, observed.cosine, 0.05, relative=True, kind="monte-carlo"),
+            close(
+                "dispersion of losses",
+                predicted.dispersion,
+                observed.dispersion,
+                0.03,
+                relative=True,
+                kind="monte-carlo",
+            ),
+            close("|ḡ|²", predicted.aggregate, observed.aggregate, 0.03, relative=True, kind="monte-carlo"),
+            close(
+                "noise from the norms of workers and their mean",
+                predicted.noise_scale,
+                observed.noise_scale,
+                0.1,
+                relative=True,
+                kind="monte-carlo",
+            ),
+            close("dispersion where all see the same", 0.0, observed.same[0], 1e-14, kind="identity"),
+            close("cosine where all see the same", 1.0, observed.same[1], 1e-12, kind="identity"),
+            close("|Σg| of n agents", predicted.sums, observed.sums, 0.03, relative=True, kind="monte-carlo"),
+            close("⟨g_a, g_b⟩ by `objectives`", observed.gram, observed.blocks[0], 1e-12, kind="identity"),
+            close("⟨g_a, g_b⟩ = r_aᵀ Θ_ab r_b", observed.gram, observed.blocks[1], 1e-12, kind="identity"),
+        ]
+
+    def panels(self, system: System, observed: Observed, predicted: Predicted) -> tuple[Panel, Panel]:  # noqa: ARG002
+        number = torch.arange(1, COUNT + 1)
+        sums = (
+            Line.of("√(n + n(n−1)ρ)", number, predicted.sums, observed=False),
+            Line.of("agents", number, observed.sums, observed=True),
+        )
+        apart = predicted.noise_scale / BATCH
+        common = COUNT * (predicted.aggregate - apart / COUNT)
+        expected = torch.tensor([common + apart] + [apart] * (COUNT - 1))
+        spectrum = (
+            Line.of("N|μ|² + tr Σ/b, tr Σ/b", number, expected, observed=False),
+            Line.of("mean of all rounds", number, torch.linalg.eigvalsh(observed.mean).flip(0), observed=True),
+            Line.of("one round", number, torch.linalg.eigvalsh(observed.gram).flip(0), observed=True, group=1),
+        )
+        return (
+            Panel("Size of the sum of gradients", "number of agents", "|Σg| / |g|", sums),
+            Panel("Spectrum of the cross-blocks r_aᵀ Θ_ab r_b", "number", "eigenvalue", spectrum, "y"),
+        )
+
+
+def _cosine(grams: Tensor) -> float:
+    """Mean between two different workers."""
+    size = grams.diagonal(dim1=1, dim2=2).sqrt()
+    cosines = grams / (size[:, :, None] * size[:, None, :])
+    return float((cosines.sum(dim=(1, 2)) - COUNT).mean()) / (COUNT * (COUNT - 1))
+
+
+def _same(gradients: Tensor) -> Tensor:
+    first = gradients[:, :1].expand(-1, COUNT, -1)
+    return first @ first.mT
+
+
+def _noise_scale(gradients: Tensor) -> float:
+    """tr Σ = (⟨|g|²⟩ − |ḡ|²) / (1/b − 1/(bN))."""
+    workers = gradients.square().sum(dim=2).mean()
+    mean = gradients.mean(dim=1).square().sum(dim=1).mean()
+    return float((workers - mean) / (1 / BATCH - 1 / (BATCH * COUNT)))
+
+
+def _cross_blocks(inputs: Tensor, miss: Tensor, weights: Tensor) -> tuple[Tensor, Tensor]:
+    """⟨g_a, g_b⟩ of a round, `[N, N]`: by objectives of one model on all data, and from Θ between their data."""
+    model = nn.Linear(SIZE, 1, bias=False).double()
+    model.load_state_dict({"weight": weights[None]})
+    data = inputs.flatten(0, 1)
+    lin = linearise(model, data)
+    target = (data @ weights).unflatten(0, miss.shape) - miss
+
+    def loss(worker: int) -> Callable[[Tensor], Tensor]:
+        return lambda y: (y[:, 0].unflatten(0, miss.shape)[worker] - target[worker]).square().mean() / 2
+
+    found = objectives(lin, {f"worker {a}": loss(a) for a in range(COUNT)})
+    theta = to_dense(Ntk(lin, readout="outputs")).unflatten(0, miss.shape).unflatten(2, miss.shape)
+    blocks = torch.einsum("ai,aibj,bj->ab", miss, theta, miss) / BATCH**2
+    return -found.interference, blocks
