@@ -18,7 +18,7 @@ from kpflow.study.measures import principal_components
 from kpflow.tasks import FlipFlop, MemoryPro
 
 TASK = FlipFlop(K=1, steps=8, p=0.3)
-QUICK = Settings(modes=4, budget=12, starts=16)
+QUICK = Settings(modes=4, budget=12, starts=16, search_seconds=60.0, path_seconds=60.0)  # however busy the machine
 
 
 class Net(nn.Module):

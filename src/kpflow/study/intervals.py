@@ -152,7 +152,7 @@ def _interpolant(first: Held, last: Held, points: Float[Tensor, "k H"]) -> Calla
             return old.function(h, rows, {name: value + s * change for name, (value, change) in theta.items()})
 
         s = named["s"]
-        value, slope, *_ = torch.func.jvp(at, (s.detach(),), (torch.ones_like(s),))
+        value, slope = torch.func.jvp(at, (s.detach(),), (torch.ones_like(s),))[:2]
         return value + (s - s.detach()) * slope
 
     return step
