@@ -124,12 +124,37 @@ def test_a_closure_is_read_at_its_first_call(tmp_path):
         wanted.append(model.first.weight.grad.clone())
         return loss
 
-    with Recorder(model, tmp_path, steps=every(1), gradients=True).attach(optimizer):
+    recorder = Recorder(model, tmp_path, steps=every(1), gradients=True)
+    with recorder.attach(optimizer):
         optimizer.step(closure)
     assert len(wanted) > 1
+    assert len(recorder._losses) == 1
     read = read_checkpoint(tmp_path / "gradients" / "step-00000000.safetensors")
     assert torch.equal(read.state_dict["first.weight"], wanted[0])
     assert not torch.equal(wanted[0], wanted[-1])
+
+
+class Consuming(torch.optim.Optimizer):
+    """Plain descent that leaves no gradients behind."""
+
+    def __init__(self, params):
+        torch.optim.Optimizer.__init__(self, params, {})
+
+    def step(self, closure=None):
+        for p in self.param_groups[0]["params"]:
+            p.data.sub_(p.grad)
+            p.grad = None
+
+
+def test_gradients_are_read_before_the_optimizer_takes_them(tmp_path):
+    model = Net()
+    optimizer = Consuming(model.parameters())
+    with Recorder(model, tmp_path, steps=every(1), gradients=True).attach(optimizer):
+        model(INPUTS).sum().backward()
+        wanted = model.first.weight.grad.clone()
+        optimizer.step()
+    read = read_checkpoint(tmp_path / "gradients" / "step-00000000.safetensors")
+    assert torch.equal(read.state_dict["first.weight"], wanted)
 
 
 def test_parameters_without_gradients_are_left_out(tmp_path):
