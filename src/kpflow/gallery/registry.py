@@ -15,6 +15,7 @@ from .consensus import Consensus
 from .entanglement import Entanglement
 from .entry import Entry, Result
 from .forcing import TeacherForcing
+from .low_rank import LowRank
 from .saddles import Saddles
 from .saxe import Saxe
 from .synchronisation import Synchronisation
@@ -34,6 +35,7 @@ ENTRIES: Mapping[str, Entry[Any, Any, Any]] = {
         Synchronisation(),
         Entanglement(),
         Workers(),
+        LowRank(),
     )
 }
 """All entries by name, exact ones first."""
