@@ -114,7 +114,7 @@ class BiasFlow:
     Args:
         courses: Of the coordinates β̂_k = R_k·β.
         rotation: R, shape `[Q, Q]`.
-        total: N.
+        total: N, the number of points.
     """
 
     courses: tuple[Course, ...]
@@ -256,7 +256,7 @@ class Equilibrium:
     """Where one coordinate of β is at rest.
 
     Args:
-        coordinate: k.
+        coordinate: k, from 0.
         shift: β̂_k.
         count: n_k there; of a kink, of its far side.
         kind: "node", attracting, at minus the mean target of n_k points; "kink", attracting, at minus the coordinate of

@@ -23,7 +23,7 @@ class EffectiveGradient:
     """Gradient of C = ½ ⟨(τ̲(x) − y)ᵀ G (τ̲(x) − y)⟩, τ̲ = τ^(L)∘…∘τ^(1) with aligned τ^(ℓ).
 
     Args:
-        cost: C.
+        cost: C at these β and R.
         shifts: ∂C/∂β^(ℓ), shape `[L, Q]`.
         turns: ∂C/∂Ω^(ℓ) of R^(ℓ) → e^Ω R^(ℓ), antisymmetric, A − Aᵀ, shape `[L, Q, Q]`.
     """

@@ -103,7 +103,7 @@ def switched_flow(
     pattern = pattern.to(start.dtype)
     for target in times:
         while time < target - SHORTEST * target:
-            length = min(longest, target - time)
+            length, slides = min(longest, target - time), sliding
             if bool(sliding.any()):
                 length, slid = min(length, step / SLOWER), slid + 1
                 pattern, sliding = _balanced(field, margins, state, pattern, sliding, length)
@@ -112,7 +112,7 @@ def switched_flow(
                 longest = length * (max(0.2, 0.9 * (tolerance / error) ** 0.2) if error < math.inf else 0.2)
                 _check_length(longest, time)
                 continue
-            wrong = ((margins(moved, pattern) > 0) != (pattern > 0.5)) & ~sliding
+            wrong = ((margins(moved, pattern) > 0) != (pattern > 0.5)) & ~slides & ~sliding
             before = _violation(margins(state, pattern), pattern)
             scale = TINY * max(float(before.abs().max()), TINY)
             back = wrong & (before >= -scale)
@@ -122,7 +122,8 @@ def switched_flow(
             if bool(wrong.any()):
                 length, moved = _switch(field, margins, state, pattern, wrong, length, scale)
                 violation = _violation(margins(moved, pattern), pattern)
-                pattern = torch.where(wrong & (violation >= -TIES * scale), 1 - pattern, pattern)
+                nearest = min(-TIES * scale, float(violation[wrong].max()))
+                pattern = torch.where(wrong & (violation >= nearest), 1 - pattern, pattern)
                 events.append(time + length)
             state, time = project(moved), time + length
             longest = min(step, max(longest, length * min(5.0, 0.9 * (tolerance / max(error, 1e-300)) ** 0.2)))

@@ -15,7 +15,6 @@ from .consensus import Consensus
 from .entanglement import Entanglement
 from .entry import Entry, Result
 from .forcing import TeacherForcing
-from .low_rank import LowRank
 from .saddles import Saddles
 from .saxe import Saxe
 from .synchronisation import Synchronisation
@@ -35,7 +34,6 @@ ENTRIES: Mapping[str, Entry[Any, Any, Any]] = {
         Synchronisation(),
         Entanglement(),
         Workers(),
-        LowRank(),
     )
 }
 """All entries by name, exact ones first."""
