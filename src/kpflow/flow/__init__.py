@@ -3,8 +3,10 @@
 from . import truncation
 from .bounds import RankBounds, rank_bounds
 from .channels import Channels, FieldComparison, channels
+from .charges import Charges, find_charges
 from .core import Core
 from .cores import cores
+from .finite_steps import finite_step_kernel, finite_step_rates, modified_gradient_flow
 from .gate_cores import GateCore
 from .jacobians import ImmediateJacobian, OutputJacobian, StateJacobian
 from .ntk import Ntk
@@ -28,6 +30,7 @@ from .teacher_forcing import Forcing, forcing, teacher_forced
 
 __all__ = [
     "Channels",
+    "Charges",
     "Conditions",
     "Core",
     "Dominance",
@@ -55,9 +58,13 @@ __all__ = [
     "critical_propagator",
     "crosstalk",
     "feedback_alignment",
+    "find_charges",
+    "finite_step_kernel",
+    "finite_step_rates",
     "forcing",
     "functional_descent",
     "local_learning",
+    "modified_gradient_flow",
     "natural_gradient",
     "objectives",
     "preconditioned",

@@ -59,7 +59,7 @@ class Check:
         )
 
 
-Numbers = Tensor | np.ndarray | float | Sequence[float] | Sequence[int]
+Numbers = Tensor | np.ndarray | float | int | Sequence[float] | Sequence[int]
 
 
 def close(

@@ -12,9 +12,12 @@ import torch
 from kpflow._checks import check_range
 
 from .consensus import Consensus
+from .curl import Curl
+from .drift import Drift
 from .entanglement import Entanglement
 from .entry import Entry, Result
 from .forcing import TeacherForcing
+from .noether import Noether
 from .saddles import Saddles
 from .saxe import Saxe
 from .synchronisation import Synchronisation
@@ -28,6 +31,9 @@ ENTRIES: Mapping[str, Entry[Any, Any, Any]] = {
     for entry in (
         Saxe(),
         Saddles(),
+        Noether(),
+        Drift(),
+        Curl(),
         Truncation(),
         TeacherForcing(),
         Consensus(),
