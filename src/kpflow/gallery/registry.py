@@ -17,6 +17,7 @@ from .drift import Drift
 from .entanglement import Entanglement
 from .entry import Entry, Result
 from .forcing import TeacherForcing
+from .low_rank import LowRank
 from .noether import Noether
 from .saddles import Saddles
 from .saxe import Saxe
@@ -40,6 +41,7 @@ ENTRIES: Mapping[str, Entry[Any, Any, Any]] = {
         Synchronisation(),
         Entanglement(),
         Workers(),
+        LowRank(),
     )
 }
 """All entries by name, exact ones first."""

@@ -1,0 +1,201 @@
+"""Weights and gradients of low rank: what weight decay and few data leave."""
+
+import math
+from typing import NamedTuple, final
+
+import torch
+from torch import Tensor
+
+from kpflow._checks import check_range
+from kpflow.flow import cores
+from kpflow.states import linearise
+
+from .entry import Check, Entry, Line, Panel, at_most, close
+from .students import linear_network
+
+__all__ = ["LowRank"]
+
+SIZE, DATA, TRUE_RANK, DECAY, RATE = 30, 12, 6, 0.1, 0.05
+WIDTH, THRESHOLD, FALLS = 50, 0.5, (0.005, 0.0225, 0.08)
+
+
+@final
+class System(NamedTuple):
+    """L(W) = ½‖W X − Y‖²/n + λ/2 ‖W‖², Y of rank 6, n = 12 data of 30 dimensions; and layers with known spectra."""
+
+    inputs: Tensor  # [d, n], X
+    targets: Tensor  # [d, n], Y
+    start: Tensor  # [d, d]
+    decay: float
+    rate: float
+    steps: int
+    layers: tuple[Tensor, ...]
+    shrink: float  # of the decay in what is run
+
+
+@final
+class Observed(NamedTuple):
+    """Weights and gradients along the run."""
+
+    weights: Tensor  # [t, d, d], kept ones
+    times: tuple[int, ...]
+    final: Tensor
+    gradient: Tensor  # ∇L at the end
+    size: Tensor  # |G|² by autograd at the start
+    ranks: tuple[int, ...]  # that a global threshold keeps, by layer
+    tails: Tensor  # [layers], squared errors of the truncated layers
+    gram: Tensor  # [n], eigenvalues of the weight-site core
+    multiplicity: int
+
+
+@final
+class Predicted(NamedTuple):
+    """Closed forms."""
+
+    final: Tensor
+    size: Tensor
+    ranks: tuple[int, ...]
+    tails: Tensor
+    gram: Tensor
+
+
+@final
+class LowRank(Entry[System, Observed, Predicted]):
+    """Where ∇L + λW = 0, W = −∇L/λ has the rank of a gradient, at most that of Y and the number of data.
+
+    On the way W_t − (1−ηλ)^t W₀ has rank at most n; |G|² = ⟨ΔᵀΔ, XᵀX⟩. One threshold on σ/σ_max gives each layer a rank
+    of its own, and what is cut off is the tail energy.
+    """
+
+    name = "low_rank"
+    title = "Low-rank gradients and weights"
+    paper = "Jaiswal et al. 2024 (GaLore to WeLore), arXiv 2407.11239"
+    kernels = (
+        "The rank of a gradient is bounded by that of the weight-site Gram XᵀX, the core of K: layers of low rank are "
+        "those whose core has a low effective rank."
+    )
+    omits = "Large language models, fine-tuning in the low-rank space, and memory."
+
+    def make(self, seed: int = 0, *, short: bool = False, broken: bool = False, decay: float = DECAY) -> System:
+        """A regression with few data.
+
+        Args:
+            seed: Of data, start and layers.
+            short: Fewer steps.
+            broken: With a decay that is too weak.
+            decay: λ, from 0.02 to 1: without decay the start is never forgotten, and more needs shorter steps.
+        """
+        check_range("decay", decay, 0.02, 1.0)  # η λ < 1, and (1 − ηλ)^t vanishes in the steps that are done
+        generator = torch.Generator().manual_seed(seed)
+
+        def draw(*shape: int) -> Tensor:
+            return torch.randn(shape, generator=generator, dtype=torch.float64)
+
+        inputs = draw(SIZE, DATA)
+        targets = draw(SIZE, TRUE_RANK) @ draw(TRUE_RANK, DATA) / TRUE_RANK**0.5
+        # orthogonal factors around spectra that fall slowly, faster, fastest
+        falls = [torch.exp(-rate * torch.arange(WIDTH, dtype=torch.float64)) for rate in FALLS]
+        turns = [[torch.linalg.qr(draw(WIDTH, WIDTH)).Q for _ in range(2)] for _ in falls]
+        layers = tuple((u * 3.0 * s) @ v for (u, v), s in zip(turns, falls, strict=True))
+        steps = round((10 if short else 40) / (RATE * decay))
+        return System(inputs, targets, draw(SIZE, SIZE) / SIZE**0.5, decay, RATE, steps, layers, 0.8 if broken else 1.0)
+
+    def run(self, system: System) -> Observed:
+        model = linear_network([system.start])
+        (weight,) = model.parameters()
+        X, Y = system.inputs.mT, system.targets.mT
+        loss = (model(X) - Y).square().sum() / (2 * DATA)
+        (first,) = torch.autograd.grad(loss, [weight])
+        W, kept, times = system.start, [], (1, 10, 100)
+        for step in range(1, system.steps + 1):
+            slope = (W @ system.inputs - system.targets) @ system.inputs.mT / DATA
+            W = W - system.rate * (slope + system.shrink * system.decay * W)
+            if step in times:
+                kept.append(W)
+        slope = (W @ system.inputs - system.targets) @ system.inputs.mT / DATA
+        values = [torch.linalg.svdvals(layer) for layer in system.layers]
+        ranks = tuple(int((v / v[0] > THRESHOLD).sum()) for v in values)
+        tails = [
+            (layer - _truncated(layer, rank)).square().sum() for layer, rank in zip(system.layers, ranks, strict=True)
+        ]
+        (core,) = cores(linearise(model, X)).values()
+        return Observed(
+            torch.stack(kept),
+            times,
+            W,
+            slope,
+            first.square().sum(),
+            ranks,
+            torch.stack(tails),
+            core.spectrum,
+            core.multiplicity,
+        )
+
+    def predict(self, system: System) -> Predicted:
+        gram = system.inputs @ system.inputs.mT / DATA
+        force = system.targets @ system.inputs.mT / DATA
+        final = torch.linalg.solve(gram + system.decay * torch.eye(SIZE, dtype=torch.float64), force, left=False)
+        miss = (system.start @ system.inputs - system.targets) / DATA
+        size = ((miss.mT @ miss) * (system.inputs.mT @ system.inputs)).sum()
+        ranks = tuple(min(WIDTH, 1 + math.floor(math.log(1 / THRESHOLD) / fall)) for fall in FALLS)
+        squares = [9.0 * torch.exp(-2 * fall * torch.arange(WIDTH, dtype=torch.float64)) for fall in FALLS]
+        tails = torch.stack([values[rank:].sum() for values, rank in zip(squares, ranks, strict=True)])
+        core = torch.linalg.eigvalsh(system.inputs.mT @ system.inputs).flip(0)
+        return Predicted(final, size, ranks, tails, core)
+
+    def check(self, system: System, observed: Observed, predicted: Predicted) -> list[Check]:
+        left = system.rate * system.decay
+        moved = torch.stack(
+            [W - (1 - left) ** time * system.start for W, time in zip(observed.weights, observed.times, strict=True)]
+        )
+        beyond = torch.linalg.svdvals(moved)[:, DATA] / torch.linalg.svdvals(moved)[:, 0]
+        scale = float(predicted.final.abs().max())
+        ranks = [_rank(M) for M in (observed.final, observed.gradient)]
+        layers = [torch.tensor(of.ranks, dtype=torch.float64) for of in (predicted, observed)]
+        off = (observed.final - predicted.final).abs().max() / scale
+        stationary = (observed.final + observed.gradient / system.decay).abs().max() / scale
+        return [
+            close("W = −∇L/λ at the end, over max |W|", 0.0, stationary, 2e-3, kind="formula"),
+            close("W = YXᵀ (XXᵀ + nλ)⁻¹, over max |W|", 0.0, off, 2e-3, kind="formula"),
+            close("rank of W", float(TRUE_RANK), ranks[0], 0.0, kind="formula"),
+            at_most("rank of ∇L", float(DATA), ranks[1], kind="identity"),
+            close("σ₁₃/σ₁ of W_t − (1−ηλ)^t W₀", 0.0, beyond, 1e-12, kind="identity"),
+            close("|G|² = ⟨ΔᵀΔ, XᵀX⟩", predicted.size, observed.size, 1e-12, relative=True, kind="identity"),
+            close("ranks of the layers at one threshold", layers[0], layers[1], 0.0, kind="identity"),
+            close("truncation error is the tail energy", predicted.tails, observed.tails, 1e-9, kind="identity"),
+            close("spectrum of the core is that of XᵀX", predicted.gram, observed.gram, 1e-10, kind="identity"),
+        ]
+
+    def panels(self, system: System, observed: Observed, predicted: Predicted) -> tuple[Panel, Panel]:
+        kept = tuple(line for i, fall in enumerate(FALLS) for line in _spectrum(system.layers[i], fall, i))
+        number = torch.arange(1, SIZE + 1)
+        values = [torch.linalg.svdvals(M)[:DATA] for M in (observed.final, observed.gradient)]
+        lines = (
+            Line.of("core XᵀX", number[:DATA], predicted.gram, observed=False),
+            Line.of("core by kpflow", number[:DATA], observed.gram, observed=True),
+            Line.of("σ of W", number[:TRUE_RANK], values[0][:TRUE_RANK], observed=True, group=1),
+            Line.of("σ of ∇L", number[:TRUE_RANK], values[1][:TRUE_RANK], observed=True, group=2),
+        )
+        return (
+            Panel("Spectra of three layers and the threshold", "number", "σ/σ_max", kept),
+            Panel("The core bounds the rank", "number", "eigenvalue, σ", lines, "y"),
+        )
+
+
+def _spectrum(layer: Tensor, fall: float, group: int) -> tuple[Line, Line]:
+    number, values = torch.arange(1, WIDTH + 1), torch.linalg.svdvals(layer)
+    rank = int((values > THRESHOLD * values[0]).sum())
+    return (
+        Line.of(f"rank {rank}", number, torch.exp(-fall * (number - 1)), observed=False, group=group),
+        Line.of("", number[:rank:3], (values / values[0])[:rank:3], observed=True, group=group),
+    )
+
+
+def _rank(matrix: Tensor) -> float:
+    values = torch.linalg.svdvals(matrix)
+    return float((values > 1e-3 * values[0]).sum())
+
+
+def _truncated(layer: Tensor, rank: int) -> Tensor:
+    left, values, right = torch.linalg.svd(layer)
+    return (left[:, :rank] * values[:rank]) @ right[:rank]
