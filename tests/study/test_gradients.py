@@ -140,7 +140,7 @@ class Consuming(torch.optim.Optimizer):
     def __init__(self, params):
         torch.optim.Optimizer.__init__(self, params, {})
 
-    def step(self, closure=None):
+    def step(self, closure=None):  # noqa: ARG002
         for p in self.param_groups[0]["params"]:
             p.data.sub_(p.grad)
             p.grad = None
