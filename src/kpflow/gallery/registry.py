@@ -8,21 +8,26 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 import torch
-
 from kpflow._checks import check_range
 
+from .bayesian_gradient import BayesianGradient
 from .consensus import Consensus
 from .curl import Curl
 from .drift import Drift
 from .entanglement import Entanglement
 from .entry import Entry, Result
 from .forcing import TeacherForcing
+from .gdes import Gdes
+from .guided import Guided
+from .langevin import Langevin
 from .low_rank import LowRank
 from .noether import Noether
 from .saddles import Saddles
 from .saxe import Saxe
+from .ska import Ska
 from .synchronisation import Synchronisation
 from .truncation import Truncation
+from .vagram import Vagram
 from .workers import Workers
 
 __all__ = ["ENTRIES", "get", "names", "run"]
@@ -42,6 +47,12 @@ ENTRIES: Mapping[str, Entry[Any, Any, Any]] = {
         Entanglement(),
         Workers(),
         LowRank(),
+        Langevin(),
+        Gdes(),
+        Ska(),
+        Vagram(),
+        BayesianGradient(),
+        Guided(),
     )
 }
 """All entries by name, exact ones first."""

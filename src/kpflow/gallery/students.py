@@ -1,21 +1,21 @@
-"""Small networks with given weights, and the dense NTK of their outputs by the package's own operators."""
+"""Small networks with given weights, and their dense kernels and propagators by the package's own operators."""
 
 from collections.abc import Sequence
 
+import torch
 from torch import Tensor, nn
 
-from kpflow.flow import Ntk
+from kpflow.flow import Ntk, OutputJacobian, Propagator
 from kpflow.operators import to_dense
 from kpflow.states import linearise
 
-__all__ = ["linear_network", "output_ntk"]
+__all__ = ["linear_network", "output_jacobian", "output_ntk", "scalar_propagator"]
 
 
 def linear_network(weights: Sequence[Tensor]) -> nn.Sequential:
     """Layers x ↦ W x without biases, in float64, the first of the weights first.
 
     Example:
-        >>> import torch
         >>> linear_network([torch.eye(2, dtype=torch.float64)])(torch.ones(2, dtype=torch.float64))
         tensor([1., 1.], dtype=torch.float64, grad_fn=...)
     """
@@ -36,10 +36,43 @@ def output_ntk(model: nn.Module, inputs: Tensor, metric: Tensor | None = None) -
         Shape `[N·out, N·out]`.
 
     Example:
-        >>> import torch
         >>> model = linear_network([torch.tensor([[2.0, 1.0]], dtype=torch.float64)])
         >>> output_ntk(model, torch.eye(2, dtype=torch.float64))
         tensor([[1., 0.],
                 [0., 1.]], dtype=torch.float64)
     """
     return to_dense(Ntk(linearise(model, inputs), readout="outputs", metric=metric))
+
+
+def output_jacobian(model: nn.Module, inputs: Tensor) -> Tensor:
+    """J = ∂y/∂θ of the outputs at the inputs; what the model detaches does not count.
+
+    Returns:
+        Shape `[N·out, P]`.
+
+    Example:
+        >>> output_jacobian(linear_network([torch.ones(1, 2).double()]), torch.eye(2, dtype=torch.float64))
+        tensor([[1., 0.],
+                [0., 1.]], dtype=torch.float64)
+    """
+    lin = linearise(model, inputs)
+    assert lin.readout is not None
+    return to_dense(OutputJacobian(lin, lin.readout))
+
+
+def scalar_propagator(factor: float, steps: int) -> Tensor:
+    """P of the recurrent equation x ← factor · x with a single unit.
+
+    Returns:
+        Shape `[steps, steps]`.
+
+    Example:
+        >>> scalar_propagator(0.5, 3)
+        tensor([[1.0000, 0.0000, 0.0000],
+                [0.5000, 1.0000, 0.0000],
+                [0.2500, 0.5000, 1.0000]], dtype=torch.float64)
+    """
+    cell = nn.RNN(1, 1, bias=False, batch_first=True).double()
+    weights = torch.tensor([[1.0], [factor]], dtype=torch.float64)
+    cell.load_state_dict({"weight_ih_l0": weights[:1], "weight_hh_l0": weights[1:]})
+    return to_dense(Propagator(linearise(cell, torch.zeros(1, steps, 1, dtype=torch.float64))))

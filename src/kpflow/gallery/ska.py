@@ -1,0 +1,192 @@
+"""A forward-only rule that raises knowledge until the entropy of decisions is gone."""
+
+import math
+from collections.abc import Callable
+from typing import NamedTuple, final
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from .entry import Check, Entry, Line, Panel, close
+from .flows import rk4
+from .students import linear_network, output_ntk
+
+__all__ = ["Ska"]
+
+POINTS, SIZE, TIME = 20, 5, 26.0
+STEPS = (0.2, 0.1, 0.05)
+SCALES = torch.tensor([0.2, 0.4, 0.6, 0.8, 1.0], dtype=torch.float64)  # of the kernel's modes, over n
+
+
+@final
+class System(NamedTuple):
+    """Inputs and weights of one layer z = XW; `unit` is ln 2, for entropy in bits."""
+
+    inputs: Tensor  # [20, 5]
+    start: Tensor  # [5]
+    unit: float
+    time: float
+
+
+@final
+class Observed(NamedTuple):
+    """Knowledge z = XW on the ways."""
+
+    flow: Tensor  # [t, 20]
+    gaps: list[float]  # of the discrete rule from the flow, at each step size
+    entropy: Tensor  # [t, 20], −Σ z ΔD / ln 2 along the flow
+    actions: Tensor  # [2], along two ways between the same points
+    kernel: Tensor  # [20, 20]
+    early: Tensor  # [5], rates of growth of the modes while z is small
+
+
+@final
+class Predicted(NamedTuple):
+    """From the kernel, and from H₂."""
+
+    flow: Tensor
+    entropy: Tensor
+    action: float
+
+
+@final
+class Ska(Entry[System, Observed, Predicted]):
+    """Structured knowledge accumulation: H = −(1/ln 2) Σ z ΔD with D = σ(z), descended without a backward pass.
+
+    Along any way from 0, H is H₂(σ(z)) − 1 bits, the entropy of a decision. K steps of size η depend on ηK alone, up to
+    O(η), and follow Ẇ = Xᵀ(zσ′(z))/(n ln 2). The Lagrangian −zσ′ż is a total derivative: its action does not depend
+    on the way, so that the variational principle of the paper selects nothing.
+    """
+
+    name = "ska"
+    title = "Structured knowledge accumulation"
+    paper = "Mahi 2025, Structured Knowledge Accumulation, arXiv 2504.03214"
+    kernels = (
+        "Knowledge moves by ż = K zσ′(z)/(n ln 2) with the constant NTK K = XXᵀ, so that early every kernel mode λ "
+        "grows on its own at the rate λ/(4n ln 2)."
+    )
+    omits = "Stacks of layers, which learn apart, and the comparison with back-propagation on MNIST."
+
+    def make(self, seed: int = 0, *, short: bool = False, broken: bool = False, time: float = TIME) -> System:
+        if not 10 <= time <= 30:
+            raise ValueError(
+                f"`time` must be between 10 and 30; got {time!r}: before, knowledge is too small for its entropy to be "
+                f"compared, and after it the saturated modes have no rates."
+            )
+        del short
+        generator = torch.Generator().manual_seed(seed)
+        frame = torch.linalg.qr(torch.randn(POINTS, SIZE, generator=generator, dtype=torch.float64)).Q
+        turn = torch.linalg.qr(torch.randn(SIZE, SIZE, generator=generator, dtype=torch.float64)).Q
+        signs = torch.randn(SIZE, generator=generator, dtype=torch.float64).sign()
+        lengths = (POINTS * SCALES).sqrt()
+        return System(frame * lengths @ turn.mT, turn @ (1e-3 * signs / lengths), 1.0 if broken else math.log(2), time)
+
+    def run(self, system: System) -> Observed:
+        X, count = system.inputs, round(system.time / 0.05)
+        weights = rk4(lambda w: X.mT @ _pull(X @ w) / (POINTS * system.unit), system.start, 0.05, count)
+        flow = weights @ X.mT
+        middle = 0.5 * (flow[1:] + flow[:-1])
+        kernel = output_ntk(linear_network([system.start[None]]), X)
+        vectors = torch.linalg.eigh(kernel).eigenvectors[:, -SIZE:]
+        modes = (flow[[0, 20]] @ vectors).abs().log()
+        return Observed(
+            flow,
+            [float((X @ _accumulate(system, step) - flow[-1]).abs().max()) for step in STEPS],
+            1 - (middle * flow.sigmoid().diff(dim=0)).cumsum(dim=0) / math.log(2),
+            torch.stack([_action(lambda s: 2 * s), _action(lambda s: 2 * s + torch.sin(2 * math.pi * s))]),
+            kernel,
+            modes[1] - modes[0],
+        )
+
+    def predict(self, system: System) -> Predicted:
+        K = system.inputs @ system.inputs.mT
+        count = round(system.time / 0.05)
+        flow = rk4(lambda z: K @ _pull(z) / (POINTS * math.log(2)), system.inputs @ system.start, 0.05, count)
+        return Predicted(flow, _bits(flow[1:]), (float(_bits(torch.tensor(2.0).double())) - 1) * math.log(2))
+
+    def check(self, system: System, observed: Observed, predicted: Predicted) -> list[Check]:
+        whole = torch.stack([_action(lambda s, z=z: z * s) for z in observed.flow[-1]]) / math.log(2)
+        exponent = float(np.polyfit(np.log(STEPS), np.log(observed.gaps), 1)[0])
+        K = system.inputs @ system.inputs.mT
+        return [
+            close("−∫ z dσ(z) / ln 2 is H₂ − 1 bits", _bits(observed.flow[-1]) - 1, whole, 1e-10, kind="identity"),
+            close("1 − Σ z ΔD / ln 2 along the flow is H₂", predicted.entropy, observed.entropy, 1e-3, kind="formula"),
+            close("K steps of η at the same ηK: exponent of the gap over η", 1.0, exponent, 0.1, kind="formula"),
+            close("flow of the weights is that of the kernel", predicted.flow, observed.flow, 1e-9, kind="identity"),
+            close("action along two ways", predicted.action, observed.actions, 1e-9, kind="identity"),
+            close("NTK is XXᵀ", K, observed.kernel, 1e-12, kind="identity"),
+            close(
+                "early rates are λ/(4n ln 2)",
+                SCALES / (4 * math.log(2)),
+                observed.early,
+                1e-4,
+                relative=True,
+                kind="formula",
+            ),
+        ]
+
+    def panels(self, system: System, observed: Observed, predicted: Predicted) -> tuple[Panel, Panel]:  # noqa: ARG002
+        grid = torch.linspace(-6, 6, 81, dtype=torch.float64)
+        seen = slice(None, None, 10)
+        values = torch.linspace(0, 1.05, 12, dtype=torch.float64)
+        return (
+            Panel(
+                "Entropy of decisions, as knowledge accumulates",
+                "knowledge z",
+                "bits",
+                (
+                    Line.of("H₂(σ(z))", grid, _bits(grid), observed=False),
+                    Line.of(
+                        "1 − Σ z ΔD / ln 2", observed.flow[1:, :3][seen], observed.entropy[:, :3][seen], observed=True
+                    ),
+                ),
+            ),
+            Panel(
+                "Early growth of each NTK mode",
+                "eigenvalue / n",
+                "rate",
+                (
+                    Line.of("λ / (4n ln 2)", values, values / (4 * math.log(2)), observed=False),
+                    Line.of(
+                        "observed",
+                        torch.linalg.eigvalsh(observed.kernel)[-SIZE:] / POINTS,
+                        observed.early,
+                        observed=True,
+                    ),
+                ),
+            ),
+        )
+
+
+def _pull(knowledge: Tensor) -> Tensor:
+    """z σ′(z)."""
+    decision = knowledge.sigmoid()
+    return knowledge * decision * (1 - decision)
+
+
+def _bits(knowledge: Tensor) -> Tensor:
+    """H₂(σ(z)), in bits."""
+    decision = knowledge.sigmoid()
+    other = (-knowledge).sigmoid()
+    return -(decision * decision.log2() + other * other.log2())
+
+
+def _accumulate(system: System, step: float) -> Tensor:
+    """Weights after steps W ← W + η Xᵀ(zσ′(z) + ΔD)/(n ln 2) of the discrete rule."""
+    W, X = system.start, system.inputs
+    decision = (X @ W).sigmoid()
+    for _ in range(round(system.time / step)):
+        knowledge = X @ W
+        before, decision = decision, knowledge.sigmoid()
+        W = W + step * X.mT @ (_pull(knowledge) + decision - before) / (POINTS * system.unit)
+    return W
+
+
+def _action(way: Callable[[Tensor], Tensor]) -> Tensor:
+    """−∫ zσ′(z) ż ds along z(s), s from 0 to 1, by Gauss and Legendre's rule."""
+    nodes, weights = (torch.from_numpy(part) for part in np.polynomial.legendre.leggauss(80))
+    places = (0.5 * (nodes + 1)).requires_grad_()
+    knowledge = way(places)
+    (speed,) = torch.autograd.grad(knowledge.sum(), places)
+    return -(0.5 * weights * _pull(knowledge) * speed).sum().detach()

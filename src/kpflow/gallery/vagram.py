@@ -1,0 +1,201 @@
+"""A model too small for the world, fitted to what matters for the value, or to the states."""
+
+from typing import NamedTuple, final
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from .entry import Check, Entry, Line, Panel, at_least, close
+from .flows import rk4
+from .students import linear_network, output_ntk
+
+__all__ = ["Vagram"]
+
+SIZE, START, STEP, COUNT = 4, 1e-3, 0.02, 1000
+
+
+@final
+class System(NamedTuple):
+    """The world s ↦ As, a value V(s) = v·s; `stretch` of what the value-aware model is to learn is 1."""
+
+    world: Tensor  # A, [4, 4]
+    value: Tensor  # v, [4], ‖v‖ = 1
+    scales: Tensor  # singular values of A
+    left: Tensor  # [4], the first singular vectors
+    right: Tensor
+    start: Tensor  # [2, 4], of the model u wᵀ
+    stretch: float
+    generator: torch.Generator
+
+
+@final
+class Observed(NamedTuple):
+    """Models u wᵀ while they learn."""
+
+    likely: Tensor  # [t, 2, 4], by the squared error of states
+    valued: Tensor  # [t, 2, 4], by that weighed with ∇V
+    order: float  # of what ∇V misses of the error of a curved value
+    ranks: list[int]  # of the kernel of values, at the ends
+    kernels: Tensor  # [2, 4], its eigenvalues
+
+
+@final
+class Predicted(NamedTuple):
+    """Shares of the variance of values that stay."""
+
+    valued: Tensor  # [t]
+    likely: float
+    kernels: Tensor  # [2, 4]
+
+
+@final
+class Vagram(Entry[System, Observed, Predicted]):
+    """A model uwᵀ of rank one learns s ↦ As by ‖Ms − As‖², or by the value-aware loss (v·(Ms − As))².
+
+    Maximum likelihood takes the largest singular direction of A; if the value does not see it, all of the variance of
+    v·As is missed. The other loss misses nothing, and learns |Aᵀv| as a mode of a deep linear network:
+    a(t) = s e^{2st}/(e^{2st} − 1 + s/a₀), s = ‖Aᵀv‖. For a curved value, ∇V·ΔM errs at second order.
+    """
+
+    name = "vagram"
+    title = "Value-gradient weighted models"
+    paper = "Voelcker, Liao, Garg, Farahmand 2022, Value Gradient weighted Model-Based RL, arXiv 2204.01464"
+    kernels = (
+        "Of the model's NTK Θ the value-aware loss sees vᵀΘv, which has full rank at its own solution, and rank one at "
+        "that of maximum likelihood, where v·u = 0: there values cannot be corrected any more."
+    )
+    omits = "Learned values, spurious minima far from data, and reinforcement learning with it."
+
+    def make(self, seed: int = 0, *, short: bool = False, broken: bool = False, largest: float = 3.0) -> System:
+        if not largest >= 1.5:
+            raise ValueError(
+                f"`largest` must be at least 1.5; got {largest!r}: maximum likelihood misses all of the value only if "
+                f"the direction that the value does not see is the largest, by a gap to the next, 1."
+            )
+        del short
+        generator = torch.Generator().manual_seed(seed)
+        left, right = (
+            torch.linalg.qr(torch.randn(SIZE, SIZE, generator=generator, dtype=torch.float64)).Q for _ in range(2)
+        )
+        scales = torch.tensor([largest, 1.0, 0.8, 0.5], dtype=torch.float64)
+        world = left * scales @ right.mT
+        value = left[:, 1:] @ (1 + torch.rand(SIZE - 1, generator=generator, dtype=torch.float64))
+        value = value / torch.linalg.vector_norm(value)
+        start = torch.randn(2, SIZE, generator=generator, dtype=torch.float64)
+        start = 0.1 * start / torch.linalg.vector_norm(start, dim=1, keepdim=True)  # balanced
+        return System(world, value, scales, left[:, 0], right[:, 0], start, 0.8 if broken else 1.0, generator)
+
+    def run(self, system: System) -> Observed:
+        def likely(model: Tensor) -> Tensor:
+            miss = system.world - torch.outer(*model)
+            return torch.stack([miss @ model[1], miss.mT @ model[0]])
+
+        def valued(model: Tensor) -> Tensor:
+            miss = system.stretch * system.world.mT @ system.value - (system.value @ model[0]) * model[1]
+            return torch.stack([system.value * (miss @ model[1]), (system.value @ model[0]) * miss])
+
+        wish = system.world.mT @ system.value
+        aligned = START**0.5 * torch.stack([system.value, wish / torch.linalg.vector_norm(wish)])
+        first, second = rk4(likely, system.start, STEP, COUNT, every=10), rk4(valued, aligned, STEP, COUNT, every=10)
+        spectra = torch.stack([_value_spectrum(system, model) for model in (first[-1], second[-1])])
+        ranks = [int((values > 1e-8).sum()) for values in spectra]
+        return Observed(first, second, _order(system), ranks, spectra)
+
+    def predict(self, system: System) -> Predicted:
+        times = 10 * STEP * torch.arange(COUNT // 10 + 1, dtype=torch.float64)
+        wish = torch.linalg.vector_norm(system.world.mT @ system.value)
+        strength = wish / (1 + (wish / START - 1) * torch.exp(-2 * wish * times))
+        zero, one = torch.zeros(SIZE - 1, dtype=torch.float64), torch.ones(SIZE - 1, dtype=torch.float64)
+        # with ‖u‖² = ‖w‖² = s: w wᵀ + (v·u)² I, and v·u = 0 by maximum likelihood
+        kernels = torch.stack(
+            [
+                torch.cat([zero, system.scales[:1]]),
+                torch.cat([wish * one, 2 * wish[None]]),
+            ]
+        )
+        return Predicted((1 - strength / wish).square(), 1.0, kernels)
+
+    def check(self, system: System, observed: Observed, predicted: Predicted) -> list[Check]:
+        largest = system.scales[0] * torch.outer(system.left, system.right)
+        likely = torch.outer(*observed.likely[-1])
+        return [
+            close("likelihood: the model is A's first singular part", largest, likely, 1e-8, kind="formula"),
+            close(
+                "likelihood: share of the value's variance missed",
+                1.0,
+                _missed(system, observed.likely[-1:]),
+                1e-8,
+                kind="formula",
+            ),
+            close(
+                "value-aware: share missed while it learns",
+                predicted.valued,
+                _missed(system, observed.valued),
+                1e-6,
+                kind="formula",
+            ),
+            close(
+                "value-aware: share missed in the end", 0.0, _missed(system, observed.valued[-1:]), 1e-9, kind="formula"
+            ),
+            at_least(
+                "value-aware: error of the states over that of likelihood",
+                1.0,
+                torch.dist(torch.outer(*observed.valued[-1]), system.world) / torch.dist(likely, system.world),
+                kind="identity",
+            ),
+            close("a curved value: order of what ∇V misses", 2.0, observed.order, 0.05, kind="formula"),
+            close("spectra of the values' NTK", predicted.kernels, observed.kernels, 1e-6, kind="formula"),
+            close("ranks of the values' NTK", [1, SIZE], observed.ranks, 0.0, kind="identity"),
+        ]
+
+    def panels(self, system: System, observed: Observed, predicted: Predicted) -> tuple[Panel, Panel]:
+        times = 10 * STEP * torch.arange(COUNT // 10 + 1)
+        some = slice(0, 71, 2)
+        number = torch.arange(1, SIZE + 1)
+        names = ("maximum likelihood", "value-aware")
+        return (
+            Panel(
+                "Share of the value's variance that is missed",
+                "time",
+                "share",
+                (
+                    Line.of(names[0], times[[0, 70]], [predicted.likely] * 2, observed=False),
+                    Line.of("", times[some], _missed(system, observed.likely)[some], observed=True),
+                    Line.of(names[1], times[:71], predicted.valued[:71], observed=False, group=1),
+                    Line.of("", times[some], _missed(system, observed.valued)[some], observed=True, group=1),
+                ),
+            ),
+            Panel(
+                "Spectrum of the values' NTK in the end",
+                "number",
+                "eigenvalue",
+                tuple(
+                    Line.of("" if seen else name, number, spectrum, observed=seen, group=group)
+                    for seen, spectra in ((False, predicted.kernels), (True, observed.kernels))
+                    for group, (name, spectrum) in enumerate(zip(names, spectra, strict=True))
+                ),
+            ),
+        )
+
+
+def _missed(system: System, models: Tensor) -> Tensor:
+    """‖Aᵀv − (v·u) w‖² / ‖Aᵀv‖² of each model: states are white."""
+    wish = system.world.mT @ system.value
+    return (wish - (models[:, 0] @ system.value)[:, None] * models[:, 1]).square().sum(dim=1) / wish.square().sum()
+
+
+def _value_spectrum(system: System, model: Tensor) -> Tensor:
+    """Eigenvalues of vᵀΘv at four white states."""
+    network = linear_network([model[1][None], model[0][:, None]])
+    kernel = output_ntk(network, torch.eye(SIZE, dtype=torch.float64)).view(SIZE, SIZE, SIZE, SIZE)
+    return torch.linalg.eigvalsh(torch.einsum("a,iajb,b->ij", system.value, kernel, system.value))
+
+
+def _order(system: System) -> float:
+    """Exponent over ε of V(s + εδ) − V(s) − ε∇V·δ for V(s) = Σ tanh(sᵢ)vᵢ."""
+    s, away = torch.randn(2, SIZE, generator=system.generator, dtype=torch.float64)
+    sizes = [1e-2, 1e-3, 1e-4]
+    slope = (1 - s.tanh().square()) * system.value
+    gaps = [float((((s + e * away).tanh() - s.tanh()) @ system.value - e * slope @ away).abs()) for e in sizes]
+    return float(np.polyfit(np.log(sizes), np.log(gaps), 1)[0])
