@@ -85,7 +85,7 @@ def write_generated(app: Sphinx) -> None:
     folder = Path(app.srcdir) / "generated"
     folder.mkdir(exist_ok=True)
     os.environ["COLUMNS"] = "84"  # of the boxes that rich draws
-    for command in ("", "demo", "analyze", "report"):
+    for command in ("", "demo", "analyze", "report", "gallery"):
         text = io.StringIO()
         with contextlib.redirect_stdout(text):
             get_command(cli.app).main([*command.split(), "--help"], prog_name="kpflow", standalone_mode=False)
