@@ -8,6 +8,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 import torch
+
 from kpflow._checks import check_range
 
 from .bayesian_gradient import BayesianGradient
@@ -18,6 +19,7 @@ from .entanglement import Entanglement
 from .entry import Entry, Result
 from .forcing import TeacherForcing
 from .gdes import Gdes
+from .generalisation import Generalisation
 from .guided import Guided
 from .langevin import Langevin
 from .low_rank import LowRank
@@ -40,6 +42,7 @@ ENTRIES: Mapping[str, Entry[Any, Any, Any]] = {
         Noether(),
         Drift(),
         Curl(),
+        Generalisation(),
         Truncation(),
         TeacherForcing(),
         Consensus(),
