@@ -26,6 +26,7 @@ from .low_rank import LowRank
 from .noether import Noether
 from .saddles import Saddles
 from .saxe import Saxe
+from .scan_and_snap import ScanAndSnap
 from .ska import Ska
 from .synchronisation import Synchronisation
 from .truncation import Truncation
@@ -56,6 +57,7 @@ ENTRIES: Mapping[str, Entry[Any, Any, Any]] = {
         Vagram(),
         BayesianGradient(),
         Guided(),
+        ScanAndSnap(),
     )
 }
 """All entries by name, exact ones first."""
