@@ -14,6 +14,7 @@ from kpflow._checks import check_range
 from .bayesian_gradient import BayesianGradient
 from .consensus import Consensus
 from .curl import Curl
+from .directpred import DirectPred
 from .drift import Drift
 from .entanglement import Entanglement
 from .entry import Entry, Result
@@ -43,6 +44,7 @@ ENTRIES: Mapping[str, Entry[Any, Any, Any]] = {
         Noether(),
         Drift(),
         Curl(),
+        DirectPred(),
         Generalisation(),
         Truncation(),
         TeacherForcing(),
