@@ -1,6 +1,7 @@
 """Settings of the documentation. It needs no network to build, and none to read."""
 
 import contextlib
+import inspect
 import io
 import os
 import re
@@ -12,7 +13,7 @@ from sphinx_gallery.sorting import ExplicitOrder
 from typer.main import get_command
 
 import kpflow
-from kpflow import cli, plots
+from kpflow import cli, gallery, plots
 
 torch.set_num_threads(1)  # the examples' tensors are small: more threads make them slower
 
@@ -22,7 +23,11 @@ copyright = "The kpflow developers"
 release = version = kpflow.__version__
 
 extensions = ["myst_parser", "sphinx.ext.autodoc", "sphinx.ext.napoleon", "sphinx_gallery.gen_gallery"]
-exclude_patterns = ["_build", "examples/*.ipynb", "examples/*.zip"]
+exclude_patterns = [
+    "_build",
+    "generated/gallery",
+    *(f"{folder}/*.{kind}" for folder in ("examples", "gallery") for kind in ("ipynb", "zip")),
+]
 default_role = "code"
 suppress_warnings = ["config.cache"]  # the gallery's settings hold an object that cannot be pickled
 
@@ -40,8 +45,8 @@ napoleon_numpy_docstring = False
 napoleon_use_rtype = False
 
 sphinx_gallery_conf = {
-    "examples_dirs": "../examples",
-    "gallery_dirs": "examples",
+    "examples_dirs": ["../examples", "generated/gallery"],
+    "gallery_dirs": ["examples", "gallery"],
     "filename_pattern": "/plot_",
     "within_subsection_order": ExplicitOrder(
         [
@@ -49,6 +54,8 @@ sphinx_gallery_conf = {
             "plot_tasks.py",
             "plot_self_referential_bias.py",
             "plot_one_gradient_step.py",
+            "plot_objectives.py",
+            "plot_learning_rules.py",
             "plot_collapse.py",
             "plot_trace_estimators.py",
             "plot_alignment_of_a_trained_network.py",
@@ -58,6 +65,7 @@ sphinx_gallery_conf = {
             "plot_bifurcation_collapse.py",
             "plot_truncation.py",
             "plot_predicting_learning.py",
+            *(f"plot_{name}.py" for name in gallery.names()),
         ]
     ),
     "abort_on_example_error": True,
@@ -78,6 +86,74 @@ html_theme_options = {
     "light_css_variables": {"color-brand-primary": "#0b5cad", "color-brand-content": "#0b5cad"},
     "dark_css_variables": {"color-brand-primary": "#7db7f0", "color-brand-content": "#7db7f0"},
 }
+
+
+GALLERY = """Gallery
+=======
+
+Small learning systems with known answers from the papers around kpflow. Each is run when this documentation is built;
+each check that failed would stop the build. The first panel has observed points on predicted curves, the second is the
+view through K and P. New ones are welcome: see :doc:`/how-to-extend`.
+"""
+
+PAGE = '''r"""
+{title}
+{line}
+
+{text}
+
+**Paper.** {paper}.
+
+**What K and P add.** {kernels}
+
+**Not covered.** {omits}
+
+The system, its prediction and its checks are in ``{source}``.
+"""
+
+import matplotlib.pyplot as plt
+
+import kpflow as kp
+from kpflow import gallery
+
+result = gallery.run("{name}")
+print(result)
+
+# %%
+# Points were observed, curves are predicted.
+
+figure = kp.plots.entry_figure(result.record())
+# sphinx_gallery_start_ignore
+assert result.passed
+manager = plt.figure().canvas.manager
+manager.canvas.figure = figure
+figure.set_canvas(manager.canvas)
+# sphinx_gallery_end_ignore
+'''
+
+
+def write_gallery(folder: Path) -> None:
+    """Write a script for each entry of the gallery, before sphinx-gallery reads them."""
+    folder.mkdir(parents=True, exist_ok=True)
+    for old in folder.glob("plot_*.py"):
+        if old.stem.removeprefix("plot_") not in gallery.names():
+            old.unlink()
+    (folder / "README.rst").write_text(GALLERY, "utf-8")
+    for name in gallery.names():
+        entry = gallery.get(name)
+        words = {key: escaped(getattr(entry, key)) for key in ("title", "paper", "kernels", "omits")}
+        source = type(entry).__module__.replace(".", "/") + ".py"
+        text = escaped(inspect.getdoc(type(entry)) or "")
+        page = PAGE.format(name=name, line="=" * len(words["title"]), text=text, source=source, **words)
+        (folder / f"plot_{name}.py").write_text(page, "utf-8")
+
+
+def escaped(text: str) -> str:
+    """Plain words with `code` as reStructuredText."""
+    return re.sub(r"`[^`]*`|[|*_]", lambda found: found[0] if found[0][0] == "`" else "\\" + found[0], text)
+
+
+write_gallery(Path(__file__).parent / "generated" / "gallery")
 
 
 def write_generated(app: Sphinx) -> None:

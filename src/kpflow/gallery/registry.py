@@ -8,7 +8,6 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 import torch
-
 from kpflow._checks import check_range
 
 from .bayesian_gradient import BayesianGradient
@@ -24,6 +23,7 @@ from .generalisation import Generalisation
 from .guided import Guided
 from .langevin import Langevin
 from .low_rank import LowRank
+from .mask_search import MaskSearch
 from .noether import Noether
 from .saddles import Saddles
 from .saxe import Saxe
@@ -60,6 +60,7 @@ ENTRIES: Mapping[str, Entry[Any, Any, Any]] = {
         BayesianGradient(),
         Guided(),
         ScanAndSnap(),
+        MaskSearch(),
     )
 }
 """All entries by name, exact ones first."""
