@@ -21,6 +21,8 @@ FIGURES = {  # function: (a variable it cannot do without, panels of the full re
     "ntk_modes": ("ntk_mode_time", 24),
     "self_referential_bias": ("core_spectrum", 3),
     "trajectories": ("trajectory", 3),
+    "objective_alignment": ("objective_alignment", 15),
+    "objective_course": ("objective_alignment", 6),
     "fixed_points": ("fixed_point_position", 3),
     "bifurcations": ("fixed_point_multiplier", 2),
     "lyapunov": ("lyapunov_exponent", 1),
@@ -84,7 +86,9 @@ def test_none_of_several_variables(record, name):
         getattr(plots, name)(record[["loss"]])
 
 
-@pytest.mark.parametrize("name", ["spectra", "collapse_pipeline", "trajectories", "fixed_points"])
+@pytest.mark.parametrize(
+    "name", ["spectra", "collapse_pipeline", "trajectories", "fixed_points", "objective_alignment"]
+)
 @pytest.mark.parametrize("count", [0, 6, -1])
 def test_a_count_out_of_range(record, name, count):
     with pytest.raises(ValueError, match=f"`count` must be a whole number from 1 to 5; got {count}"):
@@ -311,6 +315,45 @@ def test_exponents_have_bars_of_one_standard_error(record):
         heights = [np.ptp(segment[:, 1]) for segment in bars.get_segments() if np.size(segment)]
         np.testing.assert_allclose([height for height in heights if np.isfinite(height)], 0.02)
     assert len(axis.containers) == 4
+
+
+def test_objectives_are_drawn_at_the_first_a_middle_and_the_last_step(record):
+    figure = plots.objective_alignment(record, count=3)
+    images = [axes.images[0].get_array() for axes in figure.axes]
+    for row, step in enumerate((0, 5, 8)):
+        for column in range(5):
+            np.testing.assert_array_equal(images[5 * row + column], record["objective_alignment"].values[step, column])
+    assert [text.get_text() for text in figure.axes[2].texts] == ["1.0", "1.0", "1.0", "1.0"]
+    assert figure.axes[5].get_yticklabels()[1].get_text() == "memory_anti"
+
+
+def test_many_objectives_have_no_words_in_their_cells(record):
+    many = record.isel(objective=[0, 1] * 4, other=[0, 1] * 4)
+    assert not plots.objective_alignment(many).axes[0].texts
+    course = plots.objective_course(many).axes[2]
+    lines = [line for line in course.lines if len(line.get_ydata()) == 9]
+    assert len(lines) == 29  # 28 pairs and their median
+    assert lines[-1].get_label() == "median of 28 pairs"
+    pairs = np.stack([line.get_ydata() for line in lines[:-1]])
+    np.testing.assert_allclose(lines[-1].get_ydata(), np.median(pairs, axis=0))
+
+
+def test_the_course_of_objectives_has_a_line_for_each_pair(record):
+    figure = plots.objective_course(record)
+    for k, axes in enumerate(figure.axes[:5]):
+        line = next(line for line in axes.lines if len(line.get_ydata()) == 9)
+        np.testing.assert_array_equal(line.get_ydata(), record["objective_alignment"].values[:, k, 0, 1])
+        assert crosses(axes) == [record["step"].values[3]]
+    line = next(line for line in figure.axes[5].lines if len(line.get_ydata()) == 9)
+    np.testing.assert_array_equal(line.get_ydata(), record["ntk_block_size"].values[:, 0, 1])
+    assert [text.get_text() for text in figure.legends[0].get_texts()] == ["memory_pro, memory_anti"]
+    assert len(plots.objective_course(record.drop_vars("ntk_block_size")).axes) == 5
+
+
+def test_objectives_need_names(record):
+    for name in ("objective_alignment", "objective_course"):
+        with pytest.raises(ValueError, match="must name what stands along objective, other; got no such coordinate"):
+            getattr(plots, name)(record.drop_vars(["objective", "other"]))
 
 
 def test_one_step_is_enough(record):

@@ -49,6 +49,7 @@ def make_record(steps=25, trials=30, times=90, units=128, modes=20, *, seed=0, m
     _add_bias(record, learned, modes)
     _add_trajectories(record, learned, angle, times, rng)
     _add_points(record, learned, rng)
+    record = _with_objectives(record, learned)
     record["predicted_loss_change"] = "step", -1e-3 * record.loss.values * wobble()
     record["actual_loss_change"] = "step", record.predicted_loss_change.values * (1 - 0.2 * learned) * wobble()
     return _forget(record, missing)
@@ -158,3 +159,14 @@ def _add_points(record, learned, rng, points=6):
     record["event_kind"] = "event", [1, 0], {"names": ["fold", "pitchfork"]}
     record["unresolved_points"] = "step", np.where(np.arange(len(learned)) == after, 2.0, 0.0)
     record.attrs |= {"static_epoch": "memory", "static_input": "fixation 1, cos 0, sin 0"}
+
+
+def _with_objectives(record, learned):
+    """Two tasks that share everything at first, and part from the gradient on."""
+    names = ["memory_pro", "memory_anti"]
+    shares = np.stack([0 * learned, 0 * learned, *[1 - 0.1 * k * learned for k in (7, 5, 4)]], axis=1)
+    table = np.where(np.eye(2, dtype=bool), 1.0, shares[..., None, None])
+    record["objective_alignment"] = ("step", "objective_stage", "objective", "other"), table
+    record["ntk_block_size"] = ("step", "group", "other_group"), table[:, -1]
+    stages = ["error", "adjoint", "gradient", "immediate", "change"]
+    return record.assign_coords(objective_stage=stages, objective=names, other=names, group=names, other_group=names)

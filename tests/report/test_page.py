@@ -18,6 +18,7 @@ from kpflow.report import headline, svg, theme, viewer
 from report.records import make_record, small_page, small_record
 
 FIGURES = [plot for section in report.SECTIONS for plot in section.plots]
+OPTIONAL = [plot for section in report.SECTIONS if section.optional for plot in section.plots]
 
 
 @pytest.fixture(scope="module")
@@ -124,7 +125,7 @@ def test_text_from_the_record_stays_text():
     assert found.of("img") == []
     assert not any(key.startswith("on") for _, attributes in found.tags for key in attributes)
     assert found.of("b") == [{}] * sum(not plot.lacks(record) for plot in FIGURES) + [{}] * sum(
-        bool(plot.lacks(record)) for plot in FIGURES
+        bool(plot.lacks(record)) for plot in FIGURES if plot not in OPTIONAL
     )
     assert found.words.count(EVIL) == 9  # title twice, model and task twice each, settings' key and value, seed
     assert found.words.count(short) >= 6  # the stage twice in two layouts, the condition in two
@@ -146,8 +147,18 @@ def test_what_is_missing_is_left_out_and_said(record):
     page = Elements(report.render(record.drop_vars(["core_spectrum", "trajectory"])[["loss", "state_spectrum"]]))
     assert len(page.of("svg")) == 2
     assert "is not shown: the record has no finite value of core_spectrum." in page.words
-    assert page.words.count("is not shown") == len(FIGURES) - 1
+    assert page.words.count("is not shown") == len(FIGURES) - 1 - len(OPTIONAL)
     assert page.of("canvas") == []
+
+
+def test_objectives_have_a_section_only_where_the_record_has_them(record):
+    title = "What objectives do to each other"
+    bare = record.drop_vars(["objective_alignment", "ntk_block_size"])
+    assert title in Elements(report.render(record)).words
+    assert title not in Elements(report.render(bare)).words
+    said = Elements(report.render(bare.assign_attrs(objectives_left_out="Its loss is zero."))).words
+    assert title in said
+    assert "Its loss is zero." in said
 
 
 def test_why_there_is_nothing_on_dynamics_stands_in_its_place(record):

@@ -8,6 +8,7 @@ from .dynamics import bifurcations, fixed_points, lyapunov
 from .eigenvalues import spectra
 from .entries import entry_figure
 from .leading import ntk_modes
+from .objectives import objective_alignment, objective_course
 from .paths import aligned_trajectories, trajectories
 from .ranks import effective_ranks
 from .records import SCHEMA, Conditions, Record, check_record, conditions, missing_steps
@@ -37,6 +38,8 @@ __all__ = [
     "lyapunov",
     "missing_steps",
     "ntk_modes",
+    "objective_alignment",
+    "objective_course",
     "self_referential_bias",
     "spectra",
     "trajectories",

@@ -52,6 +52,8 @@ SCHEMA: dict[str, tuple[str, ...]] = {
     "event_step": ("event",),
     "event_kind": ("event",),
     "unresolved_points": ("step",),
+    "objective_alignment": ("step", "objective_stage", "objective", "other"),
+    "ntk_block_size": ("step", "group", "other_group"),
     "predicted_loss_change": ("step",),
     "actual_loss_change": ("step",),
 }

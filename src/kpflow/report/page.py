@@ -51,7 +51,7 @@ def render(record: Record, *, title: str | None = None) -> str:
         (True, 2)
     """
     record = check_record(record)
-    shown = [_filled(section, record) for section in SECTIONS]
+    shown = [_filled(section, record) for section in SECTIONS if _has_place(section, record)]
     if not any(item.wide for _, items, _ in shown for item in items):
         names = ", ".join(map(str, record.data_vars)) or "none"
         raise ValueError(f"`record` must hold a variable that the report shows, such as 'loss'; got {names}.")
@@ -135,6 +135,13 @@ class _Shown:
     wide: Markup | None = None
     narrow: Markup | None = None
     lacks: tuple[str, ...] = ()
+
+
+def _has_place(section: Section, record: xr.Dataset) -> bool:
+    """Whether a section stands in the page: an optional one only if it has a plot, or a reason why not."""
+    return (
+        not section.optional or section.reason in record.attrs or any(not plot.lacks(record) for plot in section.plots)
+    )
 
 
 def _filled(section: Section, record: xr.Dataset) -> tuple[Section, list[_Shown], str]:

@@ -65,6 +65,7 @@ class Section:
         lead: The question.
         plots: What answers it.
         reason: The attribute of a record that says why plots cannot be drawn; shown in place of them.
+        optional: Whether the section is left out of a page that has nothing to show in it.
     """
 
     name: str
@@ -72,6 +73,7 @@ class Section:
     lead: str
     plots: tuple[Plot, ...]
     reason: str = ""
+    optional: bool = False
 
 
 def _left_out(record: xr.Dataset, names: tuple[str, ...]) -> str:
@@ -300,6 +302,34 @@ SECTIONS = (
             ),
         ),
         reason="dynamics_left_out",
+    ),
+    Section(
+        "objectives",
+        "What objectives do to each other",
+        "Several tasks, or the epochs of one, are learned by the same weights. A step on the error of one changes the "
+        "states, and so the loss, of all others: cosines say at which stage they come to help or to hinder.",
+        (
+            Plot(
+                "objective-alignment",
+                "Alignment of the objectives at each stage",
+                plots.objective_alignment,
+                ("objective_alignment",),
+                "Cosines between the error signals ∂L/∂S of the objectives, their adjoints Pᵀ ∂L/∂S, their gradients, "
+                "what a step changes at once, J times the gradient, and in the end, P J times the gradient, at the "
+                "first, a middle and the last step. Orange: they agree; blue: they are opposed. Computed exactly.",
+            ),
+            Plot(
+                "objective-course",
+                "Alignment of pairs of objectives over training",
+                plots.objective_course,
+                ("objective_alignment",),
+                "The same cosines, for each pair of objectives. Where the objectives are tasks, also ‖NTK_ij‖ / "
+                "√(‖NTK_ii‖ ‖NTK_jj‖), the size of the block of the NTK by which errors of one task move the states "
+                "of another, in Frobenius norms that are estimated from random probes; 0 for tasks that do not meet.",
+            ),
+        ),
+        reason="objectives_left_out",
+        optional=True,
     ),
 )
 """The page in reading order. A further section is one more entry."""

@@ -10,6 +10,7 @@ from .checkpoints import Checkpoint, CheckpointFile, list_checkpoints, load_into
 from .collapse import NeuralCollapse, linear_cka, neural_collapse
 from .demo import Demo, analyse_demo, train_demo
 from .folder import Progress, analyse_folder, read_record
+from .objectives import objective_record, task_groups, task_objectives
 from .recorder import Recorder
 from .schedules import AnyOf, Every, LogSpaced, LossJump, Schedule, every, log_spaced, on_loss_jump
 from .store import Store, key_of
@@ -41,10 +42,13 @@ __all__ = [
     "load_into",
     "log_spaced",
     "neural_collapse",
+    "objective_record",
     "on_loss_jump",
     "read_checkpoint",
     "read_record",
     "save_checkpoint",
+    "task_groups",
+    "task_objectives",
     "train",
     "train_demo",
 ]
