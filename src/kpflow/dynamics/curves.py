@@ -67,9 +67,9 @@ class Curve:
 
     def linearised(self, u: Tensor) -> tuple[Float[Tensor, "n"], Float[Tensor, "n n1"]]:
         """G(u) and DG(u) = [F_h − I, F_λ] (flows: [f_h, f_λ])."""
-        start = u.detach().clone().requires_grad_()
-        value = self.residual(start)
-        return value.detach(), _jacobian(value, start)
+        state, parameter = (part.detach().clone().requires_grad_() for part in (u[:-1], u[-1]))
+        value = self.function(state, parameter) - (0.0 if self.flow else state)
+        return value.detach(), torch.cat([_jacobian(value, state), _slope(value, parameter)[:, None]], dim=1)
 
     def is_near(self, u: Tensor, value: Tensor) -> bool:
         """Whether ‖G‖ is within the tolerance."""
@@ -126,6 +126,15 @@ def _jacobian(value: Tensor, start: Tensor) -> Tensor:
             return torch.autograd.grad(value, start, rows, retain_graph=True, is_grads_batched=True)[0].detach()
         except RuntimeError:
             return torch.stack([torch.autograd.grad(value, start, row, retain_graph=True)[0] for row in rows])
+
+
+def _slope(value: Tensor, parameter: Tensor) -> Tensor:
+    """The derivative along a parameter, by a transposed vjp: rows would each carry a cotangent of all weights."""
+    weights = torch.zeros_like(value, requires_grad=True)
+    (pulled,) = torch.autograd.grad(value, parameter, weights, create_graph=True, allow_unused=True)
+    if pulled is None or not pulled.requires_grad:
+        return torch.zeros_like(value)
+    return torch.autograd.grad(pulled, weights, materialize_grads=True)[0].detach()
 
 
 def _tangent(slopes: Tensor, along: Tensor) -> Tensor:

@@ -134,12 +134,7 @@ def _path(
 
 
 def _interpolant(first: Held, last: Held, points: Float[Tensor, "k H"]) -> Callable[..., Tensor]:
-    """step(h, x, {"s": s}) with the parameters (1 − s) θ_a + s θ_b and the input (1 − s) x_a + s x_b.
-
-    With s₀ = s without derivatives, it is F(h; s₀) + (s − s₀) ∂F/∂s(h; s₀): the same value, and the same derivatives
-    as long as they are of first order in s. Rows of the Jacobian then carry no cotangents of the weights: at 128 units
-    9 ms instead of 62 (measured).
-    """
+    """step(h, x, {"s": s}) with the parameters (1 − s) θ_a + s θ_b and the input (1 − s) x_a + s x_b."""
     checkpoint_path(first.core, last.core, first.inputs, points[0])  # refuses cores that do not fit each other
     x, moved = (held.inputs.to(points) for held in (first, last))
     with exact_derivatives():
@@ -147,12 +142,8 @@ def _interpolant(first: Held, last: Held, points: Float[Tensor, "k H"]) -> Calla
     theta = {name: (value, new.parameters[name] - value) for name, value in old.parameters.items()}
 
     def step(h: Tensor, _: Tensor, named: Mapping[str, Tensor]) -> Tensor:
-        def at(s: Tensor) -> Tensor:
-            rows = (x + s * (moved - x)).expand(len(h), -1)
-            return old.function(h, rows, {name: value + s * change for name, (value, change) in theta.items()})
-
         s = named["s"]
-        value, slope = torch.func.jvp(at, (s.detach(),), (torch.ones_like(s),))[:2]
-        return value + (s - s.detach()) * slope
+        rows = (x + s * (moved - x)).expand(len(h), -1)
+        return old.function(h, rows, {name: value + s * change for name, (value, change) in theta.items()})
 
     return step
