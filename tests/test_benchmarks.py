@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from benchmarks import exponents, kernels
+from benchmarks import exponents, kernels, objectives
 from benchmarks.graphs import matrix_row, products, trace_row
 from benchmarks.measures import peak_gib, relative_difference
 from benchmarks.problems import cnn, mlp, transformer
@@ -55,6 +55,15 @@ def test_rows_of_exponents_differ_by_rounding():
     assert row["relative_difference"] < 1e-12
     assert row["quantity"] == "3 Lyapunov exponents of a GRU of 8, 2 trials of 12 steps"
     assert row["ratio"] == pytest.approx(sum(row["ratios"]) / 2)
+
+
+def test_rows_of_objectives_differ_by_rounding():
+    row = objectives.row(3, 2, 5, 4, CPU)
+    assert row["relative_difference"] < 1e-5
+    assert row["relative_difference_of_alignments"] < 1e-5
+    assert row["quantity"] == "3 objectives, 5 stages, rate network of 4, 6 trials of 5 steps"
+    assert row["ratio"] == pytest.approx(row["baseline_cpu_seconds"] / row["kpflow_cpu_seconds"])
+    assert 0 < row["alone_cpu_seconds"] < row["kpflow_cpu_seconds"]
 
 
 def test_rows_of_output_kernels_count_their_stages():

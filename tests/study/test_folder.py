@@ -7,6 +7,7 @@ import pytest
 import torch
 from torch import nn
 
+from kpflow import report
 from kpflow.study import (
     Demo,
     Settings,
@@ -20,7 +21,7 @@ from kpflow.study import (
 )
 from kpflow.study import demo as demo_module
 from kpflow.study.tensors import fingerprint
-from kpflow.tasks import MemoryPro
+from kpflow.tasks import MemoryPro, MultiTask
 
 TASK = MemoryPro(context=0, stimulus=2, memory=2, response=2, grace=0.0)
 QUICK = Settings(modes=4, budget=12, starts=0)
@@ -218,3 +219,28 @@ def test_a_diverging_demo_stops(tmp_path):
     wild = Demo(steps=12, hidden=3, batch=2, trials=3, per_decade=1, learning_rate=1e30)
     with pytest.raises(ValueError, match=r"The loss must stay finite; .* Lower the learning rate"):
         train_demo(wild, tmp_path)
+
+
+def test_a_folder_of_several_tasks_has_their_objectives_in_its_report(tmp_path):
+    task = MultiTask.memory_and_delay(context=1, stimulus=2, memory=2, response=2, grace=0.0)
+    torch.manual_seed(0)
+    for step in (0, 10):
+        save_checkpoint(tmp_path / f"step-{step}", Several(), step)
+    settings = Settings(modes=4, budget=12, starts=0)
+    record = analyse_folder(tmp_path, Several, task, core="core", trials=8, settings=settings)
+    assert record["objective"].values.tolist() == ["memory_pro", "memory_anti", "delay_pro", "delay_anti"]
+    assert record["objective_alignment"].shape == (2, 5, 4, 4)
+    assert bool(np.isfinite(record["ntk_block_size"]).all())
+    page = report.render(record)
+    assert 'id="figure-objective-alignment"' in page
+    assert 'id="figure-objective-course"' in page
+
+
+class Several(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.core = nn.GRU(7, 4, batch_first=True)
+        self.read = nn.Linear(4, 3)
+
+    def forward(self, inputs):
+        return self.read(self.core(inputs)[0])
