@@ -12,7 +12,6 @@ width 16 to 512 against it, 32 networks for each; and the exponent, fitted with 
 differentiation. The cores have limits of their own, which they approach at the same rate.
 """
 
-import math
 import statistics
 
 import matplotlib.pyplot as plt
@@ -76,22 +75,11 @@ class Networks(torch.nn.Module):
 #
 # The first is what the core of the next layer becomes, C = M Mᵀ → 2 E φφ + 1, the one being the bias. The second is
 # the slopes of P. So in every layer Θ ← C + 2 E φ′φ′ Θ: what the layer's own weights do, and what those below do
-# through it.
+# through it. ``kp.flow.infinite_perceptron`` does this, and ``kp.flow.infinite_recurrent`` for recurrent networks.
 
-
-def limits(x: torch.Tensor) -> tuple[list[torch.Tensor], torch.Tensor]:
-    """The cores of every layer, and the NTK of one output, all `[trial, trial]`."""
-    seen = x @ x.mT / x.shape[1]
-    cores, theta = [seen + 1], seen + 1
-    for _ in range(DEPTH - 1):
-        covariance = seen + VARIANCE
-        sizes = covariance.diagonal().sqrt()
-        angle = (covariance / sizes.outer(sizes)).clamp(-1, 1).acos()
-        seen = sizes.outer(sizes) * (angle.sin() + (math.pi - angle) * angle.cos()) / math.pi
-        cores.append(seen + 1)
-        theta = seen + 1 + (math.pi - angle) / math.pi * theta
-    return cores, theta
-
+source = torch.Generator().manual_seed(0)
+inputs = torch.randn(6, INPUTS, generator=source, dtype=torch.float64)
+infinite = kp.flow.infinite_perceptron(inputs, DEPTH, bias=VARIANCE)
 
 # %%
 # Over the width
@@ -100,10 +88,7 @@ def limits(x: torch.Tensor) -> tuple[list[torch.Tensor], torch.Tensor]:
 # assembles it from the cores; it holds a block for each network, and is zero between networks. In the cores every
 # network is a group. The deviation is relative, in the Frobenius norm.
 
-source = torch.Generator().manual_seed(0)
-inputs = torch.randn(6, INPUTS, generator=source, dtype=torch.float64)
-limit_cores, theta = limits(inputs)
-limit = torch.kron(theta, torch.eye(OUTPUTS, dtype=torch.float64))
+limit = torch.kron(infinite.ntk, torch.eye(OUTPUTS, dtype=torch.float64))
 
 
 def deviations(width: int) -> dict[str, torch.Tensor]:
@@ -113,7 +98,7 @@ def deviations(width: int) -> dict[str, torch.Tensor]:
     matrix = to_dense(kp.Ntk(lin, readout="outputs")).reshape(2 * sizes)  # trial, network, output, and again
     blocks = torch.stack([matrix[:, i, :, :, i].reshape(limit.shape) for i in range(NETWORKS)])
     found = {"NTK": (blocks, limit)}
-    for layer, (core, wanted) in enumerate(zip(kp.flow.cores(lin).values(), limit_cores, strict=True), 1):
+    for layer, (core, wanted) in enumerate(zip(kp.flow.cores(lin).values(), infinite.cores, strict=True), 1):
         found[f"core of layer {layer}"] = core.gram, wanted
     return {name: torch.linalg.matrix_norm(A - wanted) / wanted.norm() for name, (A, wanted) in found.items()}
 

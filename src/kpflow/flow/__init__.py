@@ -8,6 +8,13 @@ from .core import Core
 from .cores import cores
 from .finite_steps import finite_step_kernel, finite_step_rates, modified_gradient_flow
 from .gate_cores import GateCore
+from .infinite_width import (
+    InfinitePerceptron,
+    InfiniteRecurrent,
+    expectations,
+    infinite_perceptron,
+    infinite_recurrent,
+)
 from .jacobians import ImmediateJacobian, OutputJacobian, StateJacobian
 from .ntk import Ntk
 from .objectives import Objectives, objectives
@@ -39,6 +46,8 @@ __all__ = [
     "GateCore",
     "Generator",
     "ImmediateJacobian",
+    "InfinitePerceptron",
+    "InfiniteRecurrent",
     "JointCore",
     "LearningRule",
     "Ntk",
@@ -57,12 +66,15 @@ __all__ = [
     "cores",
     "critical_propagator",
     "crosstalk",
+    "expectations",
     "feedback_alignment",
     "find_charges",
     "finite_step_kernel",
     "finite_step_rates",
     "forcing",
     "functional_descent",
+    "infinite_perceptron",
+    "infinite_recurrent",
     "local_learning",
     "modified_gradient_flow",
     "natural_gradient",
