@@ -8,6 +8,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 import torch
+
 from kpflow._checks import check_range
 
 from .bayesian_gradient import BayesianGradient
@@ -21,6 +22,7 @@ from .forcing import TeacherForcing
 from .gdes import Gdes
 from .generalisation import Generalisation
 from .guided import Guided
+from .infinite_width import InfiniteWidth
 from .langevin import Langevin
 from .low_rank import LowRank
 from .mask_search import MaskSearch
@@ -61,6 +63,7 @@ ENTRIES: Mapping[str, Entry[Any, Any, Any]] = {
         Guided(),
         ScanAndSnap(),
         MaskSearch(),
+        InfiniteWidth(),
     )
 }
 """All entries by name, exact ones first."""
