@@ -51,7 +51,7 @@ def test_every_figure_is_in_the_table():
         for name, value in public.items()
         if inspect.isfunction(value) and inspect.signature(value).return_annotation in (Figure, "Figure")
     }
-    assert drawing == set(FIGURES)
+    assert drawing - {"entry_figure"} == set(FIGURES)  # that one takes a result of the gallery: see tests/gallery
 
 
 @pytest.mark.parametrize("width", [style.WIDE, style.NARROW])

@@ -184,7 +184,7 @@ def test_bad_settings():
     with pytest.raises(ValueError, match=r"`exponents` must be a positive whole number; got 0"):
         Settings(exponents=0)
     with pytest.raises(ValueError, match=r"`path_seconds` must be a positive"):
-        Settings(path_seconds=0)
+        Settings(path_seconds=0.0)
     with pytest.raises(ValueError, match=r"`starts` must be"):
         Settings(starts=-1)
     with pytest.raises(ValueError, match=r"`leading` ≤ `modes` ≤ `width` must hold; got 4, 3, 20"):
