@@ -15,6 +15,7 @@ from .bayesian_gradient import BayesianGradient
 from .consensus import Consensus
 from .curl import Curl
 from .directpred import DirectPred
+from .double_descent import DoubleDescent
 from .drift import Drift
 from .entanglement import Entanglement
 from .entry import Entry, Result
@@ -46,6 +47,7 @@ ENTRIES: Mapping[str, Entry[Any, Any, Any]] = {
         Noether(),
         Drift(),
         Curl(),
+        DoubleDescent(),
         DirectPred(),
         Generalisation(),
         Truncation(),
