@@ -11,6 +11,7 @@ import torch
 
 from kpflow._checks import check_range
 
+from .acceleration import Acceleration
 from .bayesian_gradient import BayesianGradient
 from .consensus import Consensus
 from .curl import Curl
@@ -47,6 +48,7 @@ ENTRIES: Mapping[str, Entry[Any, Any, Any]] = {
         Noether(),
         Drift(),
         Curl(),
+        Acceleration(),
         DoubleDescent(),
         DirectPred(),
         Generalisation(),
