@@ -12,6 +12,7 @@ import torch
 from kpflow._checks import check_range
 
 from .acceleration import Acceleration
+from .approach import Approach
 from .bayesian_gradient import BayesianGradient
 from .consensus import Consensus
 from .curl import Curl
@@ -48,6 +49,7 @@ ENTRIES: Mapping[str, Entry[Any, Any, Any]] = {
         Noether(),
         Drift(),
         Curl(),
+        Approach(),
         Acceleration(),
         DoubleDescent(),
         DirectPred(),

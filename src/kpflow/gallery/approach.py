@@ -1,0 +1,216 @@
+"""A recurrent network near a bifurcation, whose NTK collapses to the channel that becomes critical."""
+
+import math
+from typing import NamedTuple, final
+
+import numpy as np
+import torch
+from numpy import ndarray
+from torch import Tensor, nn
+
+from kpflow.flow import Ntk, ParameterKernel, Propagator
+from kpflow.operators import Restriction, to_dense
+from kpflow.states import linearise
+
+from .entry import Check, Entry, Line, Panel, close
+
+__all__ = ["Approach"]
+
+UNITS = 6
+
+
+@final
+class System(NamedTuple):
+    """A tanh network with inputs; strengths w of W = w vvᵀ, the noise that drives it, and `slack` of w that is lost."""
+
+    model: nn.RNN
+    inputs: Tensor  # [2, 5, 2]
+    strengths: tuple[float, ...]
+    direction: ndarray  # v
+    draw: np.random.Generator
+    trials: int
+    slack: float
+
+
+@final
+class Observed(NamedTuple):
+    """Dense kernels of the tanh network, and blocks of the NTK at the last step of the linear one."""
+
+    ntk: Tensor
+    composed: Tensor  # P K Pᵀ
+    explicit: Tensor  # of gains and features
+    kernel: Tensor  # K
+    blocks: tuple[ndarray, ndarray]  # of two trials, by the package and by sums over the past
+    channel: ndarray  # [w], mean over trials
+    others: ndarray
+    exponent: float
+
+
+@final
+class Predicted(NamedTuple):
+    """Expectations under white noise."""
+
+    channel: ndarray
+    others: ndarray
+
+
+@final
+class Approach(Entry[System, Observed, Predicted]):
+    """h ← w vvᵀ h + ξ with white noise: as w → 1 the NTK at equal times becomes one channel, which grows as (1 − w)⁻³.
+
+    Along v it is σ² [(1 + w²)/(1 − w²)³ + (n − 1)/(1 − w²)] on average, across it σ² [1/(1 − w²) + n − 1]. For any tanh
+    network NTK = P K Pᵀ, K = D (ZZᵀ ⊗ I) D with gains D = 1 − h² and features z = (x, h₋, 1, 1).
+    """
+
+    name = "approach"
+    title = "Approach to a bifurcation"
+    paper = "KPFlow 2025, arXiv 2507.06381; the state-space NTK near bifurcations"
+    kernels = (
+        "P supplies (1 − w²)⁻² of the growth and K the rest, both along v: near the bifurcation the NTK has effective "
+        "rank one."
+    )
+    omits = "Nonlinear saturation, the normal forms beyond it, and discontinuous transitions."
+
+    def make(self, seed: int = 0, *, short: bool = False, broken: bool = False, nearest: float = 0.95) -> System:
+        if not 0.5 <= nearest < 1:
+            raise ValueError(
+                f"`nearest` must be at least 0.5 and below 1; got {nearest:g}: at w ≥ 1 the state has no stationary "
+                "variance, and no mean NTK."
+            )
+        generator = torch.Generator().manual_seed(seed)
+        draw = np.random.default_rng(seed)
+        model = nn.RNN(2, 4, batch_first=True).double()
+        with torch.no_grad():
+            for value in model.parameters():
+                value.copy_(0.5 * torch.randn(value.shape, generator=generator, dtype=torch.float64))
+        inputs = torch.randn(2, 5, 2, generator=generator, dtype=torch.float64)
+        direction = draw.standard_normal(UNITS)
+        strengths = tuple(w for w in (0.5, 0.8, 0.9) if w < nearest)
+        return System(
+            model,
+            inputs,
+            (*strengths, nearest),
+            direction / np.linalg.norm(direction),
+            draw,
+            3000 if short else 10_000,
+            0.05 if broken else 0.0,
+        )
+
+    def run(self, system: System) -> Observed:
+        lin = linearise(system.model, system.inputs)
+        P, kernel = to_dense(Propagator(lin)), to_dense(ParameterKernel(lin))
+        means = np.array([_past(system, w).mean(axis=1) for w in system.strengths])
+        near = [_exact_sum(w) for w in (0.99, 0.999)]
+        return Observed(
+            to_dense(Ntk(lin)),
+            P @ kernel @ P.mT,
+            _explicit(system, lin.states),
+            kernel,
+            _two_ways(system, 0.8),
+            means[:, 0],
+            means[:, 1],
+            math.log(near[1] / near[0]) / math.log(0.001 / 0.01),
+        )
+
+    def predict(self, system: System) -> Predicted:
+        rest = 1 - np.array(system.strengths) ** 2
+        return Predicted((2 - rest) / rest**3 + (UNITS - 1) / rest, 1 / rest + UNITS - 1)
+
+    def check(self, system: System, observed: Observed, predicted: Predicted) -> list[Check]:  # noqa: ARG002
+        shares = [_share(values.channel, values.others) for values in (predicted, observed)]
+        return [
+            close("NTK = P K Pᵀ of a tanh network", observed.composed, observed.ntk, 1e-12, kind="identity"),
+            close("K = D (ZZᵀ ⊗ I) D", observed.explicit, observed.kernel, 1e-12, kind="identity"),
+            close("NTK at the last step, by sums over the past", *observed.blocks, 1e-10, kind="identity"),
+            # by 8 seeds of short runs: 0.019 to 0.053, across 0.009 to 0.029, share 0.001 to 0.011
+            close("channel along v", predicted.channel, observed.channel, 0.12, relative=True, kind="monte-carlo"),
+            close("across v", predicted.others, observed.others, 0.12, relative=True, kind="monte-carlo"),
+            close("share of the channel in the trace", shares[0], shares[1], 0.03, kind="monte-carlo"),
+            close("exponent of the growth with 1 − w", -3.0, observed.exponent, 0.02, kind="formula"),
+        ]
+
+    def panels(self, system: System, observed: Observed, predicted: Predicted) -> tuple[Panel, Panel]:  # noqa: ARG002
+        away = np.logspace(math.log10(1 - system.strengths[-1]) - 0.1, -0.2, 60)
+        rest = 1 - (1 - away) ** 2
+        channel, others = (2 - rest) / rest**3 + (UNITS - 1) / rest, 1 / rest + UNITS - 1
+        seen = 1 - np.array(system.strengths)
+        return (
+            Panel(
+                "Share of the critical channel in the NTK",
+                "1 − w",
+                "share",
+                (
+                    Line.of("predicted", away, _share(channel, others), observed=False),
+                    Line.of("", seen, _share(observed.channel, observed.others), observed=True),
+                ),
+                "x",
+            ),
+            Panel(
+                "Eigenvalues of the mean NTK at equal times",
+                "1 − w",
+                "eigenvalue",
+                (
+                    Line.of("along v", away, channel, observed=False),
+                    Line.of("", seen, observed.channel, observed=True),
+                    Line.of("across v", away, others, observed=False, group=1),
+                    Line.of("", seen, observed.others, observed=True, group=1),
+                ),
+                "xy",
+            ),
+        )
+
+
+@final
+class Linear(nn.Module):
+    """h ← W h + x."""
+
+    def __init__(self, weights: Tensor) -> None:
+        nn.Module.__init__(self)
+        self.weights = nn.Parameter(weights)
+
+    def forward(self, state: Tensor, drive: Tensor) -> Tensor:
+        return state @ self.weights.mT + drive
+
+
+def _share(channel: ndarray, others: ndarray) -> ndarray:
+    return channel / (channel + (UNITS - 1) * others)
+
+
+def _explicit(system: System, states: Tensor) -> Tensor:
+    """K of the tanh network from gains and features, `[B·T·H, B·T·H]`."""
+    before = torch.cat([torch.zeros_like(states[:, :1]), states[:, :-1]], dim=1)
+    features = torch.cat([system.inputs, before, torch.ones_like(states[:, :, :2])], dim=2).flatten(0, 1)
+    gains = (1 - states.square()).flatten()
+    return gains[:, None] * torch.kron(features @ features.mT, torch.eye(4, dtype=torch.float64)) * gains
+
+
+def _past(system: System, strength: float) -> ndarray:
+    """‖Σ_a w^a h(t − 1 − a)‖² and ‖h(t − 1)‖² of every trial, `[2, trials]`: the NTK along and across v at time t."""
+    w, v = strength - system.slack, system.direction
+    state = np.zeros((system.trials, UNITS))
+    last, summed = state, np.zeros_like(state)
+    for _ in range(round(6 / (1 - strength)) + 20):
+        summed = w * summed + state
+        last, state = state, w * np.outer(state @ v, v) + system.draw.standard_normal(state.shape)
+    return np.stack([(summed**2).sum(axis=1), (last**2).sum(axis=1)])
+
+
+def _two_ways(system: System, strength: float) -> tuple[ndarray, ndarray]:
+    """vᵀNv and uᵀNu of two trials of twelve steps, u across v: by the NTK of the step, and by sums over the past."""
+    v = system.direction
+    u = np.linalg.svd(v[None])[2][1]
+    noise = system.draw.standard_normal((2, 12, UNITS))
+    step = Linear(torch.from_numpy(strength * np.outer(v, v)))
+    lin = linearise(step, torch.from_numpy(noise), initial=torch.zeros(2, UNITS, dtype=torch.float64))
+    blocks = to_dense(Ntk(lin, readout=Restriction(lin.space, {"time": [11]}))).numpy().reshape(2, UNITS, 2, UNITS)
+    known = [axis @ blocks[trial, :, trial] @ axis for axis in (v, u) for trial in range(2)]
+    before = lin.states[:, :-1].numpy()  # h at steps 1 to 11, those that act on the last
+    powers = strength ** np.arange(10, -1, -1.0)
+    along = ((powers[:, None] * before).sum(axis=1) ** 2).sum(axis=1)
+    return np.array(known), np.concatenate([along, (before[:, -1] ** 2).sum(axis=1)])
+
+
+def _exact_sum(w: float) -> float:
+    """Σ_ab w^(a + b + |a − b|)/(1 − w²) = Σ_m (2m + 1) w^(2m)/(1 − w²), term by term."""
+    powers = np.arange(round(40 / (1 - w)))
+    return float(((2 * powers + 1) * w ** (2.0 * powers)).sum() / (1 - w**2))
