@@ -29,6 +29,7 @@ from .infinite_width import InfiniteWidth
 from .langevin import Langevin
 from .low_rank import LowRank
 from .mask_search import MaskSearch
+from .modular import ModularAddition
 from .noether import Noether
 from .saddles import Saddles
 from .saxe import Saxe
@@ -70,6 +71,7 @@ ENTRIES: Mapping[str, Entry[Any, Any, Any]] = {
         ScanAndSnap(),
         MaskSearch(),
         InfiniteWidth(),
+        ModularAddition(),
     )
 }
 """All entries by name, exact ones first."""
