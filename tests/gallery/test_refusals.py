@@ -16,6 +16,8 @@ from kpflow import gallery
         ("bayesian_gradient", {"ridge": 0.1}, r"`ridge` must be between 1e-6 and 1e-5; got 0.1: the gradient is exact"),
         ("mask_search", {"kept": 12}, r"`kept` must be below the number of weights, 12; got 12: there is nothing"),
         ("guided", {"curvature": -1.0}, r"`curvature` must be between -0.5 and 10; got -1.0: below -1 the tilted"),
+        ("random_teacher", {"distance": 0.5}, r"`distance` must be above 0 and at most 0.1; got 0.5: farther away"),
+        ("knowledge", {"noise": 0.9}, r"`noise` must be between 0 and 0.875, exclusive; got 0.9: beyond it a wrong"),
     ],
 )
 def test_where_no_prediction_holds(name, parameters, reason):

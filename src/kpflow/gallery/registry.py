@@ -8,7 +8,6 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 import torch
-
 from kpflow._checks import check_range
 
 from .acceleration import Acceleration
@@ -26,11 +25,13 @@ from .gdes import Gdes
 from .generalisation import Generalisation
 from .guided import Guided
 from .infinite_width import InfiniteWidth
+from .knowledge import Knowledge
 from .langevin import Langevin
 from .low_rank import LowRank
 from .mask_search import MaskSearch
 from .modular import ModularAddition
 from .noether import Noether
+from .random_teacher import RandomTeacher
 from .saddles import Saddles
 from .saxe import Saxe
 from .scan_and_snap import ScanAndSnap
@@ -72,6 +73,8 @@ ENTRIES: Mapping[str, Entry[Any, Any, Any]] = {
         MaskSearch(),
         InfiniteWidth(),
         ModularAddition(),
+        RandomTeacher(),
+        Knowledge(),
     )
 }
 """All entries by name, exact ones first."""

@@ -9,7 +9,7 @@ from kpflow.flow import Ntk, OutputJacobian, Propagator
 from kpflow.operators import to_dense
 from kpflow.states import linearise
 
-__all__ = ["linear_network", "output_jacobian", "output_ntk", "scalar_propagator"]
+__all__ = ["kinship", "linear_network", "output_jacobian", "output_ntk", "scalar_propagator"]
 
 
 def linear_network(weights: Sequence[Tensor]) -> nn.Sequential:
@@ -76,3 +76,27 @@ def scalar_propagator(factor: float, steps: int) -> Tensor:
     weights = torch.tensor([[1.0], [factor]], dtype=torch.float64)
     cell.load_state_dict({"weight_ih_l0": weights[:1], "weight_hh_l0": weights[1:]})
     return to_dense(Propagator(linearise(cell, torch.zeros(1, steps, 1, dtype=torch.float64))))
+
+
+def kinship(model: nn.Module, ones: Tensor, others: Tensor) -> float:
+    """Correlation of the NTK, traced over outputs, of two lists of inputs with being at the same place in both.
+
+    Rows and columns are centred first, so that 0 is no kinship and 1 a kernel that sees nothing else.
+
+    Args:
+        model: From inputs to outputs.
+        ones: Shape `[n, in]`.
+        others: Shape `[n, in]`.
+
+    Example:
+        >>> inputs = torch.eye(3, dtype=torch.float64)
+        >>> round(kinship(linear_network([torch.ones(1, 3).double()]), inputs, 2 * inputs), 12)
+        1.0
+    """
+    count = len(ones)
+    kernel = output_ntk(model, torch.cat([ones, others])).double()
+    outputs = len(kernel) // (2 * count)
+    kernel = kernel.view(2, count, outputs, 2, count, outputs)[0, :, :, 1].diagonal(dim1=1, dim2=3).sum(dim=-1)
+    same = torch.eye(count, dtype=torch.float64)
+    kernel, same = (part - part.mean(dim=0) - part.mean(dim=1, keepdim=True) + part.mean() for part in (kernel, same))
+    return float((kernel * same).sum() / torch.linalg.vector_norm(kernel) / torch.linalg.vector_norm(same))
