@@ -129,18 +129,17 @@ def find_charges(
         check_positive("points", points, integer=True)
     generator = check_generator("generator", generator, torch.device("cpu"))
     twin = copy.deepcopy(model)
-    linearisation = linearise(twin, inputs, **options)
-    space = linearisation.parameters
     sizes = {name: _size(value) for name, value in twin.named_parameters()}
-    rows = linearisation.space.size if of == "states" else _jacobian_of(linearisation, of).out_space.size
-    count = points if points is not None else max(8, -(-4 * space.size // rows))
-    equations = []
-    for _ in range(count):
+    equations, count = [], points
+    while True:
         theta = _draw(twin, sizes, generator)
-        jacobian = to_dense(_jacobian_of(linearise(twin, inputs, **options), of)).double().cpu()
+        linearisation = linearise(twin, inputs, **options)
+        space, jacobian = linearisation.parameters, to_dense(_jacobian_of(linearisation, of)).double().cpu()
+        count = max(8, -(-4 * space.size // len(jacobian))) if count is None else count
         flat = space.join({part.name: theta[part.name] for part in space.parts}).double().cpu()
         equations.append(torch.cat([jacobian * flat, jacobian], dim=1))  # [rows, 2 P]
-    return _solved(torch.cat(equations), space)
+        if len(equations) == count:
+            return _solved(torch.cat(equations), space)
 
 
 def _jacobian_of(linearisation: Linearisation, of: str) -> StateJacobian | OutputJacobian:

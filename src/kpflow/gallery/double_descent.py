@@ -199,7 +199,8 @@ def _mean(values: list[ndarray]) -> ndarray:
 
 def _fit(setting: Setting, Z: Tensor) -> tuple[ndarray, ndarray, ndarray]:
     """FV, singular values and Uᵀ of X = ZF."""
-    left, values, right = np.linalg.svd(Z.numpy() * setting.scales, full_matrices=False)
+    parts = torch.linalg.svd(Z * torch.from_numpy(setting.scales), full_matrices=False)
+    left, values, right = (part.numpy() for part in parts)
     return setting.scales[:, None] * right.T, values, left.T
 
 

@@ -97,7 +97,7 @@ class Noether(Entry[System, Observed, Predicted]):
         found = find_charges(model, system.inputs, points=6)
         return Observed(
             _gradient(system, system.start),
-            rk4(lambda theta: -force(theta), system.start, 0.01, 500, every=50),
+            rk4(lambda theta: -force(theta), system.start, 0.02, 250, every=25),
             path,
             forces,
             float(np.polyfit(np.log(steps), np.log(gaps), 1)[0]),
