@@ -8,6 +8,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 import torch
+
 from kpflow._checks import check_range
 
 from .acceleration import Acceleration
@@ -24,6 +25,7 @@ from .forcing import TeacherForcing
 from .gdes import Gdes
 from .generalisation import Generalisation
 from .guided import Guided
+from .in_context import InContext
 from .infinite_width import InfiniteWidth
 from .knowledge import Knowledge
 from .langevin import Langevin
@@ -75,6 +77,7 @@ ENTRIES: Mapping[str, Entry[Any, Any, Any]] = {
         ModularAddition(),
         RandomTeacher(),
         Knowledge(),
+        InContext(),
     )
 }
 """All entries by name, exact ones first."""
