@@ -8,7 +8,6 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 import torch
-
 from kpflow._checks import check_range
 
 from .acceleration import Acceleration
@@ -24,6 +23,7 @@ from .entry import Entry, Result
 from .forcing import TeacherForcing
 from .gdes import Gdes
 from .generalisation import Generalisation
+from .grokking import Grokking
 from .guided import Guided
 from .in_context import InContext
 from .infinite_width import InfiniteWidth
@@ -78,6 +78,7 @@ ENTRIES: Mapping[str, Entry[Any, Any, Any]] = {
         RandomTeacher(),
         Knowledge(),
         InContext(),
+        Grokking(),
     )
 }
 """All entries by name, exact ones first."""

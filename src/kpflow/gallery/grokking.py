@@ -1,0 +1,228 @@
+"""Modular addition: training data are known at once, the rule long after, and only under weight decay."""
+
+from typing import NamedTuple, final
+
+import torch
+from torch import Tensor, nn
+
+from .entry import Check, Entry, Line, Panel, at_least, at_most, close
+from .students import kinship, output_ntk
+
+__all__ = ["Grokking"]
+
+PRIME, WIDTH, INIT, RATE = 23, 256, 0.3, 1e-2
+EVERY, SEEN = 20, 400
+
+
+@final
+class System(NamedTuple):
+    """Pairs (a, b) as one-hot inputs, in a random order of which the first share trains; `decay` is λ of AdamW."""
+
+    inputs: Tensor  # [529, 46]
+    sums: Tensor  # [529]
+    weights: tuple[Tensor, Tensor]  # [46, 256], [256, 23]
+    decay: float
+    steps: dict[float, int]  # for each share
+
+
+@final
+class Course(NamedTuple):
+    """One training."""
+
+    train: Tensor  # accuracy after every 20 steps
+    test: Tensor
+    power: float  # share of the dominant frequencies in the power of the first layer, in the end
+    kinships: Tensor  # correlation of the NTK of pairs with having the same sum, every 400 steps, from the start on
+
+
+@final
+class Observed(NamedTuple):
+    """With weight decay, and without."""
+
+    decayed: dict[float, Course]
+    plain: Course
+    pure: float  # the commutator of a network of one frequency
+
+
+@final
+class Predicted(NamedTuple):
+    """Seen in other runs of the same system: there is no closed form."""
+
+    learned: float  # step by which training accuracy is 99 %
+    grokked: dict[float, float]  # step by which test accuracy is 95 %
+
+
+@final
+class Grokking(Entry[System, Observed, Predicted]):
+    """Σ ξ[j](u[a] + v[b])², trained on 60 or 70 % of all sums modulo 23 by AdamW with the squared error.
+
+    Training accuracy is 1 after 40 steps. With weight decay 0.1 test accuracy follows hundreds of steps later, the
+    sooner the more data, while each unit takes up a single frequency; without decay it never does.
+    """
+
+    name = "grokking"
+    title = "Grokking modular addition"
+    paper = "Tian 2025, arXiv 2509.21519; Modular addition: features, lottery, grokking, 2026, arXiv 2602.16849"
+    kernels = (
+        "While the rule is found the NTK between pairs comes to be large where they have the same sum, which no single "
+        "feature of theirs shows, and learning of one answer then helps the other; without decay it does so less."
+    )
+    omits = "When the rule is found, as a formula; the NTK and shifts; Muon, deep networks, other groups."
+
+    def make(self, seed: int = 0, *, short: bool = False, broken: bool = False) -> System:
+        generator = torch.Generator().manual_seed(seed)
+        pairs = torch.cartesian_prod(torch.arange(PRIME), torch.arange(PRIME))
+        order = torch.randperm(len(pairs), generator=generator)
+        inputs = torch.cat([torch.eye(PRIME)[pairs[:, 0]], torch.eye(PRIME)[pairs[:, 1]]], dim=1)
+        weights = (
+            INIT * torch.randn(2 * PRIME, WIDTH, generator=generator),
+            INIT / WIDTH**0.5 * torch.randn(WIDTH, PRIME, generator=generator),
+        )
+        steps = {0.7: 900} if short else {0.6: 2000, 0.7: 2000}
+        sums = pairs.sum(dim=1) % PRIME
+        return System(inputs[order], sums[order], weights, 0.0 if broken else 0.1, steps)
+
+    def run(self, system: System) -> Observed:
+        decayed = {share: _train(system, share, system.decay, count) for share, count in system.steps.items()}
+        least = min(system.steps)
+        return Observed(decayed, _train(system, least, 0.0, system.steps[least] // 2), _commutator(*_pure()))
+
+    def predict(self, system: System) -> Predicted:
+        return Predicted(40.0, {share: {0.6: 1490.0, 0.7: 770.0}[share] for share in system.steps})
+
+    def check(self, system: System, observed: Observed, predicted: Predicted) -> list[Check]:
+        rows = [close("NTK of one frequency, all phases: SΘSᵀ − Θ over Θ", 0.0, observed.pure, 1e-12, kind="identity")]
+        for share, course in observed.decayed.items():
+            some = f"{share:.0%} of the data"
+            rows += [
+                at_most(
+                    f"{some}: training accuracy is 99 % by step", 60.0, _reached(course.train, 0.99), kind="monte-carlo"
+                ),
+                # 740 to 920 and 1420 to 1560 over five seeds and two
+                close(
+                    f"{some}: test accuracy is 95 % by step",
+                    predicted.grokked[share],
+                    _reached(course.test, 0.95),
+                    0.25,
+                    relative=True,
+                    kind="monte-carlo",
+                ),
+                at_least(f"{some}: power in dominant frequencies", 0.55, course.power, kind="monte-carlo"),
+            ]
+        course = observed.decayed[max(system.steps)]
+        return [
+            *rows,
+            at_most("without decay: test accuracy", 0.3, observed.plain.test[-1], kind="monte-carlo"),
+            at_most("without decay: power in dominant frequencies", 0.5, observed.plain.power, kind="monte-carlo"),
+            # with decay .51 to .61, without .09 to .37
+            at_least("NTK and equal sums, with decay: correlation", 0.4, course.kinships[-1], kind="monte-carlo"),
+            at_least(
+                "the same, more than without decay by",
+                0.05,
+                course.kinships[-1] - observed.plain.kinships[-1],
+                kind="monte-carlo",
+            ),
+            at_most("the same before training", 0.2, course.kinships[0].abs(), kind="monte-carlo"),
+        ]
+
+    def panels(self, system: System, observed: Observed, predicted: Predicted) -> tuple[Panel, Panel]:
+        share = max(system.steps)
+        course = observed.decayed[share]
+        steps = EVERY * torch.arange(1, len(course.test) + 1)
+        grokked = predicted.grokked[share]
+        without = steps[: len(observed.plain.test)]
+        return (
+            Panel(
+                f"Accuracy, {share:.0%} of the data",
+                "step",
+                "accuracy",
+                (
+                    Line.of("known by then", [predicted.learned] * 2, [0.0, 1.0], observed=False),
+                    Line.of("training", steps, course.train, observed=True),
+                    Line.of("found by then", [grokked] * 2, [0.0, 1.0], observed=False, group=1),
+                    Line.of("test", steps, course.test, observed=True, group=1),
+                    Line.of("test, without decay", without, observed.plain.test, observed=True, group=2),
+                ),
+            ),
+            Panel(
+                "The NTK sees which pairs have the same sum",
+                "step",
+                "correlation",
+                tuple(
+                    Line.of(label, SEEN * torch.arange(len(values)), values, observed=True, group=group)
+                    for group, label, values in (
+                        (1, "with decay", course.kinships),
+                        (2, "without", observed.plain.kinships),
+                    )
+                ),
+            ),
+        )
+
+
+@final
+class Square(nn.Module):
+    """x ↦ (xW)² V."""
+
+    def __init__(self, first: Tensor, second: Tensor) -> None:
+        nn.Module.__init__(self)
+        self.first, self.second = nn.Parameter(first.double()), nn.Parameter(second.double())
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        return (inputs @ self.first).square() @ self.second
+
+
+def _train(system: System, share: float, decay: float, count: int) -> Course:
+    """AdamW by hand, all data at once: ½ of the squared error, summed over outputs, averaged over pairs."""
+    cut = round(share * len(system.sums))
+    inputs, wishes = system.inputs[:cut], torch.eye(PRIME)[system.sums[:cut]]
+    weights = [part.clone() for part in system.weights]
+    means, squares = ([torch.zeros_like(part) for part in weights] for _ in range(2))
+    accuracy, kinships = [], [_kinship(*weights)]
+    for step in range(1, count + 1):
+        seen = inputs @ weights[0]
+        hidden = seen.square()
+        miss = (hidden @ weights[1] - wishes) / cut
+        slopes = [inputs.mT @ (2 * seen * (miss @ weights[1].mT)), hidden.mT @ miss]
+        for weight, slope, mean, square in zip(weights, slopes, means, squares, strict=True):
+            mean.lerp_(slope, 0.1)
+            square.mul_(0.999).addcmul_(slope, slope, value=0.001)
+            size = (square / (1 - 0.999**step)).sqrt().add_(1e-8)
+            weight.mul_(1 - RATE * decay).addcdiv_(mean, size, value=-RATE / (1 - 0.9**step))
+        if step % EVERY == 0:
+            right = ((system.inputs @ weights[0]).square() @ weights[1]).argmax(dim=1) == system.sums
+            accuracy.append([float(part.float().mean()) for part in (right[:cut], right[cut:])])
+        if step % SEEN == 0:
+            kinships.append(_kinship(*weights))
+    train, test = torch.tensor(accuracy).unbind(dim=1)
+    power = torch.fft.rfft(weights[0][:PRIME], dim=0).abs().square()[1:]
+    return Course(train, test, float(power.amax(dim=0).sum() / power.sum()), torch.tensor(kinships))
+
+
+def _reached(accuracy: Tensor, level: float) -> float:
+    """The first step with this accuracy; inf if there is none."""
+    return (
+        float(EVERY * (1 + int((accuracy >= level).nonzero()[0]))) if bool((accuracy >= level).any()) else float("inf")
+    )
+
+
+def _pure() -> tuple[Tensor, Tensor]:
+    """A network of all pairs of phases at frequency 3: the shift of a permutes its units."""
+    angle = 2 * torch.pi * torch.arange(PRIME, dtype=torch.float64) / PRIME
+    one, two = torch.cartesian_prod(angle, angle).unbind(dim=1)
+    turns = 3 * angle[:, None]
+    return torch.cat([torch.cos(turns + one), torch.cos(turns + two)]), torch.cos(turns + one + two).mT
+
+
+def _commutator(first: Tensor, second: Tensor) -> float:
+    """‖SΘSᵀ − Θ‖/‖Θ‖ of the NTK at all (a, 0), S the shift of a and of the answer."""
+    inputs = torch.cat([torch.eye(PRIME), torch.eye(PRIME)[:1].expand(PRIME, -1)], dim=1).double()
+    kernel = output_ntk(Square(first, second), inputs).view((PRIME,) * 4)
+    return float(torch.dist(kernel.roll((1, 1, 1, 1), dims=(0, 1, 2, 3)), kernel) / torch.linalg.vector_norm(kernel))
+
+
+def _kinship(first: Tensor, second: Tensor) -> float:
+    """Correlation of the NTK, traced over outputs, of 12 pairs (a, 0) and 12 pairs (a − 5, 5) with equality of sums."""
+    one, some = torch.eye(PRIME), torch.arange(12)
+    other = torch.cat([one[(some - 5) % PRIME], one[5].expand(12, -1)], dim=1)
+    pairs = torch.cat([one[some], one[0].expand(12, -1)], dim=1)
+    return kinship(Square(first, second), pairs.double(), other.double())
