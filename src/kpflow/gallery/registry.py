@@ -8,6 +8,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 import torch
+
 from kpflow._checks import check_range
 
 from .acceleration import Acceleration
@@ -50,35 +51,35 @@ ENTRIES: Mapping[str, Entry[Any, Any, Any]] = {
     for entry in (
         Saxe(),
         Saddles(),
+        Truncation(),
         Noether(),
-        Drift(),
-        Curl(),
         Approach(),
         Acceleration(),
         DoubleDescent(),
         DirectPred(),
         Generalisation(),
-        Truncation(),
+        Curl(),
+        Drift(),
         TeacherForcing(),
         Consensus(),
-        Synchronisation(),
         Entanglement(),
+        Langevin(),
+        Synchronisation(),
         Workers(),
         LowRank(),
-        Langevin(),
+        ScanAndSnap(),
         Gdes(),
         Ska(),
         Vagram(),
         BayesianGradient(),
-        Guided(),
-        ScanAndSnap(),
         MaskSearch(),
+        Guided(),
         InfiniteWidth(),
-        ModularAddition(),
         RandomTeacher(),
-        Knowledge(),
+        ModularAddition(),
         InContext(),
         Grokking(),
+        Knowledge(),
     )
 }
 """All entries by name, exact ones first."""
