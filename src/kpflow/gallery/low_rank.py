@@ -6,7 +6,6 @@ from typing import NamedTuple, final
 import torch
 from torch import Tensor
 
-from kpflow._checks import check_range
 from kpflow.flow import cores
 from kpflow.states import linearise
 
@@ -85,7 +84,11 @@ class LowRank(Entry[System, Observed, Predicted]):
             broken: With a decay that is too weak.
             decay: λ, from 0.02 to 1: without decay the start is never forgotten, and more needs shorter steps.
         """
-        check_range("decay", decay, 0.02, 1.0)  # η λ < 1, and (1 − ηλ)^t vanishes in the steps that are done
+        if not 0.02 <= decay <= 1:
+            raise ValueError(
+                f"`decay` must be between 0.02 and 1; got {decay!r}. With less the start is not forgotten in the steps "
+                "that are done, and with more the steps are too long."
+            )
         generator = torch.Generator().manual_seed(seed)
 
         def draw(*shape: int) -> Tensor:

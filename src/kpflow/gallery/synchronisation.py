@@ -5,7 +5,6 @@ from typing import NamedTuple, final
 import torch
 from torch import Tensor
 
-from kpflow._checks import check_range
 from kpflow.flow import ParameterKernel, Propagator
 from kpflow.operators import to_dense
 from kpflow.states import linearise
@@ -79,7 +78,11 @@ class Synchronisation(Entry[System, Observed, Predicted]):
             broken: With a coupling that is too weak.
             coupling: κ, from 0 to 5: negative coupling makes units diverge, and stronger coupling needs shorter steps.
         """
-        check_range("coupling", coupling, 0, 5)  # 1 − dt (λ + 8 κ) > ½ keeps the Euler–Maruyama step stable
+        if not 0 <= coupling <= 5:
+            raise ValueError(
+                f"`coupling` must be between 0 and 5; got {coupling!r}. Negative coupling makes units diverge, and "
+                "with a stronger one the steps of the simulation are too long."
+            )
         laplacians = torch.stack([_laplacian(kind) for kind in GRAPHS])
         return System(laplacians, coupling, 800 if short else 4000, seed, 0.7 if broken else 1.0)
 

@@ -7,7 +7,6 @@ from typing import NamedTuple, final
 import torch
 from torch import Tensor, nn
 
-from kpflow._checks import check_range
 from kpflow.flow import Ntk, objectives
 from kpflow.operators import to_dense
 from kpflow.states import linearise
@@ -83,7 +82,11 @@ class Workers(Entry[System, Observed, Predicted]):
             broken: With twice the noise of the data.
             correlation: ρ between gradients of agents, in [0, 1]: one that is negative is not possible for many.
         """
-        check_range("correlation", correlation, 0, 1)
+        if not 0 <= correlation <= 1:
+            raise ValueError(
+                f"`correlation` must be between 0 and 1; got {correlation!r}. Directions of many agents cannot all be "
+                "opposed to each other."
+            )
         generator = torch.Generator().manual_seed(seed)
 
         def draw(*shape: int) -> Tensor:
