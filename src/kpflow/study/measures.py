@@ -142,8 +142,8 @@ class Components:
 
         Example:
             >>> components = principal_components(torch.tensor([[[0.0, 1.0], [0.0, 3.0]]]))
-            >>> components.of(torch.tensor([[0.0, 5.0]]))
-            tensor([[3., 0., nan]], dtype=torch.float64)
+            >>> components.of(torch.tensor([[0.0, 5.0]])).round().tolist()
+            [[3.0, 0.0, nan]]
         """
         path = torch.full((*states.shape[:-1], COMPONENTS), torch.nan, dtype=torch.float64, device=states.device)
         path[..., : len(self.axes)] = (states.double() - self.mean) @ self.axes.mT
