@@ -18,7 +18,5 @@ def test_acceleration_needs_something_to_accelerate():
 
 
 def test_the_approach_stays_below_the_bifurcation():
-    with pytest.raises(
-        ValueError, match=r"`nearest` must be at least 0.5 and below 1; got 1: at w ≥ 1"
-    ):
+    with pytest.raises(ValueError, match=r"`nearest` must be at least 0.5 and below 1; got 1: at w ≥ 1"):
         gallery.run("approach", short=True, nearest=1.0)
