@@ -127,7 +127,7 @@ class NaturalGradient(torch.optim.Optimizer):
         with torch.enable_grad():
             shards = _shards(closure())
             loss = torch.stack([loss for loss, _ in shards]).sum()
-            gradient = self._gradient(loss, trained)
+            gradient = self._gradient(loss, trained, keep=self._is_due(trained))
         leading = self._leading(shards, trained, jacobian)
         direction = self._direction(leading, gradient, self.damping)
         before = [p.detach().clone() for p in trained] if self._adapts else []
@@ -139,11 +139,17 @@ class NaturalGradient(torch.optim.Optimizer):
     def _trained(self) -> list[Tensor]:
         return [p for group in self.param_groups for p in group["params"] if p.requires_grad]
 
-    def _gradient(self, loss: Tensor, trained: Sequence[Tensor]) -> Tensor:
+    def _is_due(self, trained: Sequence[Tensor]) -> bool:
+        """Whether this step computes new eigenpairs."""
+        first = self.state[trained[0]]
+        return "values" not in first or int(first.get("step", 0)) % self._refresh == 0
+
+    def _gradient(self, loss: Tensor, trained: Sequence[Tensor], keep: bool) -> Tensor:
+        """∂L/∂θ; the graph is kept for new eigenpairs only."""
         if not bool(torch.isfinite(loss)):
             got = float(loss.detach())
             raise ValueError(f"The loss must be finite; got {got}. Take a smaller `lr`, or more damping.")
-        found = torch.autograd.grad(loss, trained, retain_graph=True, materialize_grads=True)
+        found = torch.autograd.grad(loss, trained, retain_graph=keep, materialize_grads=True)
         return joined([g.unsqueeze(0) for g in found])[0]
 
     def _leading(
@@ -151,8 +157,7 @@ class NaturalGradient(torch.optim.Optimizer):
     ) -> Leading:
         """The eigenpairs, new ones every `refresh` steps; they are kept with the parameters, so that they are saved."""
         first = self.state[trained[0]]
-        count = int(first.get("step", 0))
-        if "values" in first and count % self._refresh:
+        if not self._is_due(trained):
             values, vectors = first["values"], joined([self.state[p]["vectors"] for p in trained])
         else:
             found = self._found(shards, trained, jacobian)
@@ -160,7 +165,7 @@ class NaturalGradient(torch.optim.Optimizer):
             for p, part in zip(trained, split(vectors, trained), strict=True):
                 self.state[p]["vectors"] = part.clone()
             first["values"] = values
-        first["step"] = count + 1
+        first["step"] = int(first.get("step", 0)) + 1
         return Leading(values, vectors)
 
     def _found(self, shards: Sequence[Shard], trained: Sequence[Tensor], jacobian: Callable[[], Any] | None) -> Leading:
