@@ -140,7 +140,8 @@ def forecast(
 
     Example:
         >>> import kpflow as kp
-        >>> model, x = torch.nn.Linear(3, 1), torch.randn(5, 3, generator=torch.Generator().manual_seed(0))
+        >>> model = torch.nn.Linear(3, 1).double()
+        >>> x = torch.randn(5, 3, generator=torch.Generator().manual_seed(0)).double()
         >>> lin = kp.linearise(model, x)
         >>> ahead = forecast(lin, lambda y: (y - 1).square().mean(), learning_rate=0.1, steps=20)
         >>> optimizer, losses = torch.optim.SGD(model.parameters(), lr=0.1), []
