@@ -1,13 +1,22 @@
 """Checks of user input: every message names the argument, what was expected, what came, and the remedy."""
 
+import difflib
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 
-__all__ = ["check_finite", "check_generator", "check_one_of", "check_positive", "check_range", "check_tensor"]
+__all__ = [
+    "check_finite",
+    "check_generator",
+    "check_one_of",
+    "check_positive",
+    "check_range",
+    "check_tensor",
+    "suggestion",
+]
 
 
 def check_tensor(name: str, value: Any) -> Tensor:
@@ -79,3 +88,11 @@ def check_generator(name: str, generator: torch.Generator | None, device: torch.
             f"Make it with torch.Generator(device={device.type!r})."
         )
     return generator
+
+
+def suggestion(name: Any, known: Iterable[str]) -> str:
+    """The nearest of the known names, and all of them, for the end of a message."""
+    known = list(known)
+    nearest = difflib.get_close_matches(str(name), known, n=1)
+    question = f"Did you mean {nearest[0]!r}? " if nearest else ""
+    return f"{question}There are: {', '.join(known)}."

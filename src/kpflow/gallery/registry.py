@@ -1,15 +1,14 @@
 """The entries by name. A new one is one more line here."""
 
-import contextlib
-import difflib
 import inspect
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 import torch
 
-from kpflow._checks import check_range
+from kpflow._checks import check_range, suggestion
+from kpflow.states.keeping import one_thread
 
 from .acceleration import Acceleration
 from .approach import Approach
@@ -108,11 +107,7 @@ def get(name: str) -> Entry[Any, Any, Any]:
         ValueError: `name` must be an entry of the gallery; got 'sax'. Did you mean 'saxe'? ...
     """
     if name not in ENTRIES:
-        nearest = difflib.get_close_matches(str(name), ENTRIES, n=1)
-        question = f"Did you mean {nearest[0]!r}? " if nearest else ""
-        raise ValueError(
-            f"`name` must be an entry of the gallery; got {name!r}. {question}There are: {', '.join(ENTRIES)}."
-        )
+        raise ValueError(f"`name` must be an entry of the gallery; got {name!r}. {suggestion(name, ENTRIES)}")
     return ENTRIES[name]
 
 
@@ -142,20 +137,10 @@ def run(name: str, seed: int = 0, *, short: bool = False, broken: bool = False, 
             there_are = f"There are: {', '.join(known)}." if known else "It has none."
             raise TypeError(f"`{parameter}` is no parameter of {name}. {there_are}")
     start = time.perf_counter()
-    with _one_thread(), torch.random.fork_rng(devices=[]):
+    with one_thread(), torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)  # of what modules draw when they are made; put back afterwards
         system = entry.make(seed, short=short, broken=broken, **parameters)
         observed, predicted = entry.run(system), entry.predict(system)
         checks = tuple(entry.check(system, observed, predicted))
         panels = entry.panels(system, observed, predicted)
     return Result(name, entry.title, seed, checks, panels, time.perf_counter() - start)
-
-
-@contextlib.contextmanager
-def _one_thread() -> Iterator[None]:
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(threads)

@@ -32,9 +32,8 @@ def windowed(linearisation: Linearisation, window: int) -> RecurrentLinearisatio
         ValueError: The linearisation is that of a graph, or `window` is no positive whole number.
     """
     check_positive("window", window, integer=True)
-    given = _recurrent(linearisation)
-    layers = [dataclasses.replace(layer, transition=_Windowed(layer.transition, window)) for layer in given.layers]
-    return given.with_layers(layers)
+    steps = torch.arange(_recurrent(linearisation).states.shape[1])
+    return damped(linearisation, (steps % window != 0).double())
 
 
 def damped(linearisation: Linearisation, factors: Tensor) -> RecurrentLinearisation:
@@ -98,39 +97,6 @@ def _recurrent(linearisation: Linearisation) -> RecurrentLinearisation:
             "Give the recurrent core, with route='recurrent'."
         )
     return linearisation
-
-
-@final
-@dataclasses.dataclass(frozen=True, eq=False)
-class _Windowed(Transition):
-    """A_t where t is no multiple of the window, else zero."""
-
-    base: Transition
-    window: int
-
-    def add_product(self, times: Times, state: Tensor, out: Tensor) -> None:
-        if isinstance(times, int):
-            if times % self.window:
-                self.base.add_product(times, state, out)
-            return
-        self.base.add_product(times, state * self._kept(times, state), out)
-
-    def add_product_adjoint(self, times: Times, state: Tensor, out: Tensor) -> None:
-        if isinstance(times, int):
-            if times % self.window:
-                self.base.add_product_adjoint(times, state, out)
-            return
-        self.base.add_product_adjoint(times, state * self._kept(times, state), out)
-
-    @property
-    def nbytes(self) -> int:
-        return self.base.nbytes
-
-    def _kept(self, times: slice, state: Tensor) -> Tensor:
-        """1 at the steps of `times` that are not detached, else 0, shape `[T, 1]`."""
-        first = times.start or 0
-        steps = torch.arange(first, first + state.shape[2], device=state.device)
-        return (steps % self.window != 0).to(state.dtype)[:, None]
 
 
 @final

@@ -1,9 +1,8 @@
 """The demo: a GRU learns to remember an angle, and every checkpoint of its training is analysed."""
 
-import contextlib
 import dataclasses
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import final
 
@@ -12,6 +11,7 @@ import xarray as xr
 from torch import Tensor, nn
 
 from kpflow import _checks
+from kpflow.states.keeping import one_thread
 from kpflow.tasks import MemoryPro, Task
 
 from . import files
@@ -122,7 +122,7 @@ def train_demo(demo: Demo, folder: str | Path, *, progress: Callable[[int, float
     first = recorder.resume(optimizer) + 1
     if first > demo.steps:
         return recorder.folder
-    with _one_thread(), recorder.attach(optimizer):
+    with one_thread(), recorder.attach(optimizer):
         for step in range(first, demo.steps + 1):
             loss = train_step(model, optimizer, task, demo.batch, generator)
             recorder.note(loss)
@@ -150,17 +150,6 @@ def analyse_demo(
         progress=progress,
     )
     return record.assign_attrs(title=f"A GRU with {demo.hidden} units learns {type(demo.task).__name__}")
-
-
-@contextlib.contextmanager
-def _one_thread() -> Iterator[None]:
-    """Tensors this small are no faster on more threads, and one thread gives the same bits on every machine's cores."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(threads)
 
 
 def _claim(demo: Demo, folder: Path) -> None:

@@ -1,9 +1,10 @@
 """The tasks by name. A new task is one more line here."""
 
-import difflib
 import inspect
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
+
+from kpflow._checks import suggestion
 
 from .base import Task
 from .chaos import SYSTEMS, ChaosForecast
@@ -75,18 +76,10 @@ def get(name: str, **parameters: Any) -> Task:
         ValueError: `name` must be a task; got 'memory_por'. Did you mean 'memory_pro'? ...
     """
     if name not in TASKS:
-        raise ValueError(f"`name` must be a task; got {name!r}. {_suggest(name, TASKS)}")
+        raise ValueError(f"`name` must be a task; got {name!r}. {suggestion(name, TASKS)}")
     kind, own = TASKS[name]
     fields = list(inspect.signature(kind).parameters)
     for parameter in parameters:
         if parameter not in fields:
-            raise TypeError(f"`{parameter}` is no parameter of {name}. {_suggest(parameter, fields)}")
+            raise TypeError(f"`{parameter}` is no parameter of {name}. {suggestion(parameter, fields)}")
     return kind(**{**own, **parameters})
-
-
-def _suggest(name: str, known: Iterable[str]) -> str:
-    """The nearest of the known names, and all of them."""
-    known = list(known)
-    nearest = difflib.get_close_matches(str(name), known, n=1)
-    question = f"Did you mean {nearest[0]!r}? " if nearest else ""
-    return f"{question}There are: {', '.join(known)}."
