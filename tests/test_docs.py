@@ -19,7 +19,8 @@ PAGES = {
     "kpflow.report": ("report",),
     "kpflow.flow.truncation": ("flow",),
 }
-PROSE = {"Record", "SCHEMA", "NARROW", "WIDE", "PALETTE", "SECTIONS", "ENTRIES"}  # constants and an alias, in words
+PROSE = {"Record", "SCHEMA", "NARROW", "WIDE", "PALETTE", "SECTIONS", "ENTRIES", "identity", "formula", "monte_carlo"}
+"""Constants and an alias, in words."""
 
 
 def test_quickstart_runs(tmp_path):

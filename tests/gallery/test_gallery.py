@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from kpflow import gallery, plots
-from kpflow.gallery import Line, at_least, at_most, close, rk4
+from kpflow.gallery import formula, identity, points, rk4
 
 HELD_OUT = (11, 12)
 """Seeds that no tolerance was set with."""
@@ -84,20 +84,20 @@ def test_a_name_that_is_none_gets_the_nearest():
 
 
 def test_a_check_takes_the_number_that_agrees_least():
-    check = close("a", [1.0, 2.0, 4.0], [1.1, 2.0, 4.2], 0.15, kind="formula")
+    check = formula.close("a", [1.0, 2.0, 4.0], [1.1, 2.0, 4.2], 0.15)
     assert (check.predicted, check.observed) == (4.0, 4.2)
     assert not check.passed
-    assert close("a", [1.0, 2.0, 4.0], [1.1, 2.0, 4.2], 0.11, relative=True, kind="formula").predicted == 1.0
-    assert not close("a", 1.0, float("nan"), 1.0, kind="formula").passed
-    assert at_least("a", 0.5, 0.6, kind="identity").passed
-    assert not at_least("a", 0.5, 0.4, kind="identity").passed
-    assert at_most("a", 0.5, 0.4, kind="identity").passed
-    assert not at_most("a", 0.5, float("nan"), kind="identity").passed
+    assert formula.close("a", [1.0, 2.0, 4.0], [1.1, 2.0, 4.2], 0.11, relative=True).predicted == 1.0
+    assert not formula.close("a", 1.0, float("nan"), 1.0).passed
+    assert identity.at_least("a", 0.5, 0.6).passed
+    assert not identity.at_least("a", 0.5, 0.4).passed
+    assert identity.at_most("a", 0.5, 0.4).passed
+    assert not identity.at_most("a", 0.5, float("nan")).passed
 
 
 def test_a_line_has_as_many_ordinates_as_abscissae():
     with pytest.raises(ValueError, match="must be as many; got 2 and 1"):
-        Line.of("a", [0.0, 1.0], [2.0], observed=True)
+        points("a", [0.0, 1.0], [2.0])
 
 
 def test_a_record_without_panels_cannot_be_drawn():

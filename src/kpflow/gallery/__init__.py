@@ -1,21 +1,24 @@
 """Small learning systems with known answers: each runnable, predicted, checked, and seen through K and P."""
 
-from .entry import Check, Entry, Line, Panel, Result, at_least, at_most, close
+from .entry import Check, Checks, Entry, Line, Panel, Result, curve, formula, identity, monte_carlo, points
 from .flows import rk4
 from .registry import ENTRIES, get, names, run
 
 __all__ = [
     "ENTRIES",
     "Check",
+    "Checks",
     "Entry",
     "Line",
     "Panel",
     "Result",
-    "at_least",
-    "at_most",
-    "close",
+    "curve",
+    "formula",
     "get",
+    "identity",
+    "monte_carlo",
     "names",
+    "points",
     "rk4",
     "run",
 ]

@@ -9,7 +9,7 @@ from numpy import ndarray
 from scipy.special import j1
 from torch import Tensor
 
-from .entry import Check, Entry, Line, Panel, at_most, close
+from .entry import Check, Entry, Panel, curve, formula, identity, points
 from .students import linear_network, output_ntk
 
 __all__ = ["Acceleration"]
@@ -84,7 +84,7 @@ class Acceleration(Entry[System, Observed, Predicted]):
     )
     omits = "Non-quadratic rates, noise, and adaptive restarts."
 
-    def make(self, seed: int = 0, *, short: bool = False, broken: bool = False, condition: float = 100.0) -> System:  # noqa: ARG002
+    def make(self, seed: int = 0, *, short: bool = False, broken: bool = False, condition: float = 100.0) -> System:
         if condition <= 1:
             raise ValueError(f"`condition` must be above 1; got {condition:g}: nothing is left to accelerate at κ = 1.")
         generator = torch.Generator().manual_seed(seed)
@@ -128,64 +128,43 @@ class Acceleration(Entry[System, Observed, Predicted]):
     def check(self, system: System, observed: Observed, predicted: Predicted) -> list[Check]:
         gram = torch.linalg.eigvalsh(system.design @ system.design.mT)
         return [
-            close("Nesterov's method on x²/2: 2 J₁(t)/t", predicted.path, observed.path, 5e-3, kind="formula"),
-            close("its error is O(√s): exponent of s", 0.5, _order(observed.gaps, STEPS), 0.02, kind="formula"),
-            at_most("f over 2 |x₀|²/(s (k + 1)²)", 1.0, observed.bound, kind="formula"),
-            close("radii of three methods", predicted.radii, observed.radii, 1e-7, kind="formula"),
-            close(
-                "heavy ball on Lessard's function: a cycle of three",
-                predicted.cycle,
-                observed.cycle,
-                1e-13,
-                kind="formula",
+            formula.close("Nesterov's method on x²/2: 2 J₁(t)/t", predicted.path, observed.path, 5e-3),
+            formula.close("its error is O(√s): exponent of s", 0.5, _order(observed.gaps, STEPS), 0.02),
+            formula.at_most("f over 2 |x₀|²/(s (k + 1)²)", 1.0, observed.bound),
+            formula.close("radii of three methods", predicted.radii, observed.radii, 1e-7),
+            formula.close("heavy ball on Lessard's function: a cycle of three", predicted.cycle, observed.cycle, 1e-13),
+            formula.close("the others come to rest on it", 0.0, observed.rests, 1e-12),
+            formula.close("equation of low resolution: exponent of s", 0.5, _order(observed.low, RESOLVED), 0.1),
+            formula.close(
+                "of high resolution, ẋ(0) = −(3/2)√s ∇f: exponent", 1.0, _order(observed.high, RESOLVED), 0.1
             ),
-            close("the others come to rest on it", 0.0, observed.rests, 1e-12, kind="formula"),
-            close(
-                "equation of low resolution: exponent of s", 0.5, _order(observed.low, RESOLVED), 0.1, kind="formula"
-            ),
-            close(
-                "of high resolution, ẋ(0) = −(3/2)√s ∇f: exponent",
-                1.0,
-                _order(observed.high, RESOLVED),
-                0.1,
-                kind="formula",
-            ),
-            at_most("its error, s = 1.6e-5", 1e-5, observed.high[-1], kind="formula"),
-            at_most("with ẋ(0) = −2√s ∇f/(1 + √μs): exponent", 0.6, _order(observed.plain, RESOLVED), kind="formula"),
-            close("the NTK of the student is XXᵀ", gram, observed.kernel, 1e-12, kind="identity"),
-            close(
-                "factors of each mode of the NTK: β(1 − αλ)",
-                predicted.modes,
-                observed.modes,
-                1e-6,
-                relative=True,
-                kind="identity",
+            formula.at_most("its error, s = 1.6e-5", 1e-5, observed.high[-1]),
+            formula.at_most("with ẋ(0) = −2√s ∇f/(1 + √μs): exponent", 0.6, _order(observed.plain, RESOLVED)),
+            identity.close("the NTK of the student is XXᵀ", gram, observed.kernel, 1e-12),
+            identity.close(
+                "factors of each mode of the NTK: β(1 − αλ)", predicted.modes, observed.modes, 1e-6, relative=True
             ),
         ]
 
-    def panels(self, system: System, observed: Observed, predicted: Predicted) -> tuple[Panel, Panel]:  # noqa: ARG002
+    def panels(self, system: System, observed: Observed, predicted: Predicted) -> tuple[Panel, Panel]:
         times = math.sqrt(STEPS[-1]) * np.arange(1, len(observed.path) + 1)
         method = _of_student(observed.kernel)
         values = np.linspace(observed.kernel[0] / 2, observed.kernel[-1], 100)
         factors = np.sqrt(method.momentum * (1 - method.rate * values))
         return (
-            Panel(
+            Panel.of(
                 "Nesterov's method on x²/2",
                 "time k√s",
                 "x",
-                (
-                    Line.of("2 J₁(t)/t", times, predicted.path, observed=False),
-                    Line.of("", times[::20], observed.path[::20], observed=True),
-                ),
+                curve("2 J₁(t)/t", times, predicted.path),
+                points("", times[::20], observed.path[::20]),
             ),
-            Panel(
+            Panel.of(
                 "Modes of the NTK under momentum",
                 "eigenvalue λ",
                 "factor per step",
-                (
-                    Line.of("√(β(1 − αλ))", values, factors, observed=False),
-                    Line.of("", observed.kernel, np.sqrt(np.abs(observed.modes)), observed=True),
-                ),
+                curve("√(β(1 − αλ))", values, factors),
+                points("", observed.kernel, np.sqrt(np.abs(observed.modes))),
             ),
         )
 

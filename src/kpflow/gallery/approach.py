@@ -12,7 +12,7 @@ from kpflow.flow import Ntk, ParameterKernel, Propagator
 from kpflow.operators import Restriction, to_dense
 from kpflow.states import linearise
 
-from .entry import Check, Entry, Line, Panel, close
+from .entry import Check, Entry, Panel, curve, formula, identity, monte_carlo, points
 
 __all__ = ["Approach"]
 
@@ -116,46 +116,42 @@ class Approach(Entry[System, Observed, Predicted]):
         rest = 1 - np.array(system.strengths) ** 2
         return Predicted((2 - rest) / rest**3 + (UNITS - 1) / rest, 1 / rest + UNITS - 1)
 
-    def check(self, system: System, observed: Observed, predicted: Predicted) -> list[Check]:  # noqa: ARG002
+    def check(self, system: System, observed: Observed, predicted: Predicted) -> list[Check]:
         shares = [_share(values.channel, values.others) for values in (predicted, observed)]
         return [
-            close("NTK = P K Pᵀ of a tanh network", observed.composed, observed.ntk, 1e-12, kind="identity"),
-            close("K = D (ZZᵀ ⊗ I) D", observed.explicit, observed.kernel, 1e-12, kind="identity"),
-            close("NTK at the last step, by sums over the past", *observed.blocks, 1e-10, kind="identity"),
+            identity.close("NTK = P K Pᵀ of a tanh network", observed.composed, observed.ntk, 1e-12),
+            identity.close("K = D (ZZᵀ ⊗ I) D", observed.explicit, observed.kernel, 1e-12),
+            identity.close("NTK at the last step, by sums over the past", *observed.blocks, 1e-10),
             # by 8 seeds of short runs: 0.019 to 0.053, across 0.009 to 0.029, share 0.001 to 0.011
-            close("channel along v", predicted.channel, observed.channel, 0.12, relative=True, kind="monte-carlo"),
-            close("across v", predicted.others, observed.others, 0.12, relative=True, kind="monte-carlo"),
-            close("share of the channel in the trace", shares[0], shares[1], 0.03, kind="monte-carlo"),
-            close("exponent of the growth with 1 − w", -3.0, observed.exponent, 0.02, kind="formula"),
+            monte_carlo.close("channel along v", predicted.channel, observed.channel, 0.12, relative=True),
+            monte_carlo.close("across v", predicted.others, observed.others, 0.12, relative=True),
+            monte_carlo.close("share of the channel in the trace", shares[0], shares[1], 0.03),
+            formula.close("exponent of the growth with 1 − w", -3.0, observed.exponent, 0.02),
         ]
 
-    def panels(self, system: System, observed: Observed, predicted: Predicted) -> tuple[Panel, Panel]:  # noqa: ARG002
+    def panels(self, system: System, observed: Observed, predicted: Predicted) -> tuple[Panel, Panel]:
         away = np.logspace(math.log10(1 - system.strengths[-1]) - 0.1, -0.2, 60)
         rest = 1 - (1 - away) ** 2
         channel, others = (2 - rest) / rest**3 + (UNITS - 1) / rest, 1 / rest + UNITS - 1
         seen = 1 - np.array(system.strengths)
         return (
-            Panel(
+            Panel.of(
                 "Share of the critical channel in the NTK",
                 "1 − w",
                 "share",
-                (
-                    Line.of("predicted", away, _share(channel, others), observed=False),
-                    Line.of("", seen, _share(observed.channel, observed.others), observed=True),
-                ),
-                "x",
+                curve("predicted", away, _share(channel, others)),
+                points("", seen, _share(observed.channel, observed.others)),
+                log="x",
             ),
-            Panel(
+            Panel.of(
                 "Eigenvalues of the mean NTK at equal times",
                 "1 − w",
                 "eigenvalue",
-                (
-                    Line.of("along v", away, channel, observed=False),
-                    Line.of("", seen, observed.channel, observed=True),
-                    Line.of("across v", away, others, observed=False, group=1),
-                    Line.of("", seen, observed.others, observed=True, group=1),
-                ),
-                "xy",
+                curve("along v", away, channel),
+                points("", seen, observed.channel),
+                curve("across v", away, others, group=1),
+                points("", seen, observed.others, group=1),
+                log="xy",
             ),
         )
 

@@ -5,7 +5,7 @@ from typing import NamedTuple, final
 import torch
 from torch import Tensor, nn
 
-from .entry import Check, Entry, Line, Panel, close
+from .entry import Check, Entry, Panel, curve, identity, monte_carlo, points
 from .students import output_ntk
 
 __all__ = ["BayesianGradient"]
@@ -91,77 +91,59 @@ class BayesianGradient(Entry[System, Observed, Predicted]):
             many.mT @ many / len(many),
         )
 
-    def predict(self, system: System) -> Predicted:  # noqa: ARG002
+    def predict(self, system: System) -> Predicted:
         counts = torch.tensor(COUNTS, dtype=torch.float64)
         return Predicted((1 - counts / SIZE).clamp_min(0).sqrt(), ((3 * SIZE + 5) / counts).sqrt())
 
-    def check(self, system: System, observed: Observed, predicted: Predicted) -> list[Check]:  # noqa: ARG002
+    def check(self, system: System, observed: Observed, predicted: Predicted) -> list[Check]:
         exact = COUNTS.index(SIZE)
         values = torch.linalg.eigvalsh(observed.kernel)
         metric = observed.metric / FISHER.outer(FISHER).sqrt()
         # eight seeds, short: at most 5e-3, 7e-11, 8e-7, 6.5 % and 0.034
         return [
-            close(
+            monte_carlo.close(
                 "Bayesian quadrature, n < d: √(1 − n/d)",
                 predicted.quadrature[:exact],
                 observed.quadrature[:exact],
                 0.05,
-                kind="monte-carlo",
             ),
-            close(
-                "Bayesian quadrature, n ≥ d: median",
-                0.0,
-                observed.quadrature[exact:],
-                3e-6,
-                kind="monte-carlo",
+            monte_carlo.close("Bayesian quadrature, n ≥ d: median", 0.0, observed.quadrature[exact:], 3e-6),
+            monte_carlo.close("Bayesian quadrature, n ≥ 7: the worst", 0.0, observed.worst, 1e-5),
+            monte_carlo.close("plain average: √((3d + 5)/n)", predicted.plain, observed.plain, 0.15, relative=True),
+            monte_carlo.close("E u uᵀ is G, whitened", torch.eye(SIZE), metric, 0.1),
+            identity.close(
+                "Fisher's kernel is the NTK of log π with the metric G⁻¹", observed.fisher, observed.kernel, 1e-10
             ),
-            close("Bayesian quadrature, n ≥ 7: the worst", 0.0, observed.worst, 1e-5, kind="monte-carlo"),
-            close(
-                "plain average: √((3d + 5)/n)", predicted.plain, observed.plain, 0.15, relative=True, kind="monte-carlo"
-            ),
-            close("E u uᵀ is G, whitened", torch.eye(SIZE), metric, 0.1, kind="monte-carlo"),
-            close(
-                "Fisher's kernel is the NTK of log π with the metric G⁻¹",
-                observed.fisher,
-                observed.kernel,
-                1e-10,
-                kind="identity",
-            ),
-            close("its rank is d", SIZE, int((values > 1e-9 * values[-1]).sum()), 0.0, kind="identity"),
+            identity.close("its rank is d", SIZE, int((values > 1e-9 * values[-1]).sum()), 0.0),
         ]
 
-    def panels(self, system: System, observed: Observed, predicted: Predicted) -> tuple[Panel, Panel]:  # noqa: ARG002
+    def panels(self, system: System, observed: Observed, predicted: Predicted) -> tuple[Panel, Panel]:
         below = COUNTS.index(SIZE)
         values = torch.linalg.eigvalsh(observed.kernel).flip(0)
         number = torch.arange(1, len(values) + 1)
         return (
-            Panel(
+            Panel.of(
                 "Relative error of the policy gradient",
                 "samples",
                 "root mean square",
-                (
-                    Line.of("plain average, √((3d + 5)/n)", COUNTS, predicted.plain, observed=False),
-                    Line.of("", COUNTS, observed.plain, observed=True),
-                    Line.of(
-                        "quadrature, √(1 − n/d)",
-                        [*COUNTS[:below], 5, 5],
-                        [*predicted.quadrature[:below].tolist(), 1e-3, 1e-13],
-                        observed=False,
-                        group=1,
-                    ),
-                    Line.of("", COUNTS, observed.quadrature, observed=True, group=1),
+                curve("plain average, √((3d + 5)/n)", COUNTS, predicted.plain),
+                points("", COUNTS, observed.plain),
+                curve(
+                    "quadrature, √(1 − n/d)",
+                    [*COUNTS[:below], 5, 5],
+                    [*predicted.quadrature[:below].tolist(), 1e-3, 1e-13],
+                    group=1,
                 ),
-                "xy",
+                points("", COUNTS, observed.quadrature, group=1),
+                log="xy",
             ),
-            Panel(
+            Panel.of(
                 "Spectrum of the NTK of log π with G⁻¹",
                 "number",
                 "eigenvalue",
-                (
-                    Line.of("", number, values.clamp_min(1e-16), observed=True),
-                    Line.of("rank d", [SIZE + 0.5] * 2, [1e-16, 1e2], observed=False, group=1),
-                ),
-                "y",
+                points("", number, values.clamp_min(1e-16)),
+                curve("rank d", [SIZE + 0.5] * 2, [1e-16, 1e2], group=1),
+                log="y",
             ),
         )
 

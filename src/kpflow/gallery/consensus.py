@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from .entry import Check, Entry, Line, Panel, at_least, close
+from .entry import Check, Entry, Panel, curve, formula, identity, monte_carlo, points
 from .students import linear_network, output_ntk
 
 __all__ = ["Consensus"]
@@ -144,39 +144,35 @@ class Consensus(Entry[System, Observed, Predicted]):
         rms = (observed.one - predicted.one).square().mean().sqrt()
         # eight seeds, short: at most 4e-3, 4e-2, 2e-2, 1.3 %, all swarms, and 3e-3
         return [
-            close("consensus is the proximal point: root mean square", 0.0, rms, 2e-2, kind="monte-carlo"),
-            close(
-                "its error over the number of particles: exponent", -0.5, observed.exponent, 0.15, kind="monte-carlo"
-            ),
-            close("what −τ∇E misses, over τ: exponent", 2.0, observed.order, 0.05, kind="formula"),
-            close("hopping is implicit Euler", predicted.path, observed.path, 3e-2, kind="monte-carlo"),
-            close("the swarm's variance decays", predicted.decay, decay, 0.06, relative=True, kind="monte-carlo"),
-            close("gradient descent stays at", predicted.trapped, observed.trapped, 1e-9, kind="formula"),
-            at_least("share of swarms at the global minimum", 1.0, observed.found / system.swarms, kind="monte-carlo"),
-            close("modes of the NTK", [0.25, 0.5, 1.0, 2.0], values, 1e-12, kind="identity"),
-            close("residual of each mode after a hop", 1 / (1 + STEP * values), factors, 1e-2, kind="monte-carlo"),
+            monte_carlo.close("consensus is the proximal point: root mean square", 0.0, rms, 2e-2),
+            monte_carlo.close("its error over the number of particles: exponent", -0.5, observed.exponent, 0.15),
+            formula.close("what −τ∇E misses, over τ: exponent", 2.0, observed.order, 0.05),
+            monte_carlo.close("hopping is implicit Euler", predicted.path, observed.path, 3e-2),
+            monte_carlo.close("the swarm's variance decays", predicted.decay, decay, 0.06, relative=True),
+            formula.close("gradient descent stays at", predicted.trapped, observed.trapped, 1e-9),
+            monte_carlo.at_least("share of swarms at the global minimum", 1.0, observed.found / system.swarms),
+            identity.close("modes of the NTK", [0.25, 0.5, 1.0, 2.0], values, 1e-12),
+            monte_carlo.close("residual of each mode after a hop", 1 / (1 + STEP * values), factors, 1e-2),
         ]
 
     def panels(self, system: System, observed: Observed, predicted: Predicted) -> tuple[Panel, Panel]:
         factors, values = _filters(system, observed)
-        curve = torch.linspace(0, 2.2, 45, dtype=torch.float64)
+        eigenvalues = torch.linspace(0, 2.2, 45, dtype=torch.float64)
         steps = torch.arange(26)
         lines = [
-            Line.of(f"θ{'₁₂₃₄'[i]}" if not seen else "", steps, path[:, i], observed=seen, group=i)
+            points(f"θ{'₁₂₃₄'[i]}" if not seen else "", steps, path[:, i], group=i, observed=seen)
             for i in range(SIZE)
             for seen, path in ((False, predicted.path), (True, observed.path))
         ]
         return (
-            Panel("Hops of the consensus on implicit Euler", "hop", "θ", tuple(lines)),
-            Panel(
+            Panel.of("Hops of the consensus on implicit Euler", "hop", "θ", *lines),
+            Panel.of(
                 "What one hop leaves of each NTK mode",
                 "eigenvalue",
                 "share of the residual",
-                (
-                    Line.of("1 / (1 + τλ)", curve, 1 / (1 + STEP * curve), observed=False),
-                    Line.of("particles", values, factors, observed=True),
-                    Line.of("gradient step, 1 − τλ", curve, 1 - STEP * curve, observed=False, group=1),
-                ),
+                curve("1 / (1 + τλ)", eigenvalues, 1 / (1 + STEP * eigenvalues)),
+                points("particles", values, factors),
+                curve("gradient step, 1 − τλ", eigenvalues, 1 - STEP * eigenvalues, group=1),
             ),
         )
 

@@ -10,7 +10,7 @@ from numpy import ndarray
 from torch import Tensor
 from torch.func import jacrev
 
-from .entry import Check, Entry, Line, Panel, at_least, at_most, close
+from .entry import Check, Entry, Panel, curve, formula, identity, monte_carlo, points
 from .flows import rk4
 from .students import linear_network, output_ntk
 
@@ -138,72 +138,55 @@ class Curl(Entry[System, Observed, Predicted]):
             float(np.interp(1.0, [-_edge(share) for share in shares], shares)),
         )
 
-    def check(self, system: System, observed: Observed, predicted: Predicted) -> list[Check]:  # noqa: ARG002
+    def check(self, system: System, observed: Observed, predicted: Predicted) -> list[Check]:
         poles = observed.origin[observed.origin.imag.argsort()]
         mean = observed.edges.mean(dim=0)
         signs = -observed.least.sign()
         return [
-            close("ρ² along the path", 1.0, observed.radii, 1e-9, kind="identity"),
-            close("period below ρ² = 2", predicted.periods, observed.periods, 1e-4, relative=True, kind="formula"),
-            close("w₁² − w₂² at rest above it", predicted.limits, observed.limits, 1e-8, kind="formula"),
-            close("rate of the approach", predicted.limits, observed.rates, 1e-3, relative=True, kind="formula"),
-            close("ρ² from which it rests", 2.0, observed.threshold, 1e-2, kind="formula"),
-            close("the origin is a centre: ±iT", [-1.0, 1.0], poles.imag, 1e-12, kind="identity"),
-            close("and does not decay", 0.0, poles.real, 1e-12, kind="identity"),
-            close("A is the NTK J D Jᵀ of the signs D", predicted.kernel, observed.kernel, 1e-12, kind="identity"),
-            close(
-                "‖r‖ after 500 steps, on both sides",
-                predicted.shrinkage,
-                observed.shrinkage,
-                1e-3,
-                relative=True,
-                kind="formula",
+            identity.close("ρ² along the path", 1.0, observed.radii, 1e-9),
+            formula.close("period below ρ² = 2", predicted.periods, observed.periods, 1e-4, relative=True),
+            formula.close("w₁² − w₂² at rest above it", predicted.limits, observed.limits, 1e-8),
+            formula.close("rate of the approach", predicted.limits, observed.rates, 1e-3, relative=True),
+            formula.close("ρ² from which it rests", 2.0, observed.threshold, 1e-2),
+            identity.close("the origin is a centre: ±iT", [-1.0, 1.0], poles.imag, 1e-12),
+            identity.close("and does not decay", 0.0, poles.real, 1e-12),
+            identity.close("A is the NTK J D Jᵀ of the signs D", predicted.kernel, observed.kernel, 1e-12),
+            formula.close(
+                "‖r‖ after 500 steps, on both sides", predicted.shrinkage, observed.shrinkage, 1e-3, relative=True
             ),
-            close("growth or decay by the sign of λ_min(A)", signs, observed.turned.log().sign(), 0.0, kind="identity"),
+            identity.close("growth or decay by the sign of λ_min(A)", signs, observed.turned.log().sign(), 0.0),
             # by 8 seeds: resolvent 1e-3, the edge of one matrix 0.033 ± 0.016, the share 0.010 ± 0.003 above
-            close("resolvent of W₁ᵀD₂W₁ at m = 0.2", 0.2, observed.resolvent, 1e-2, relative=True, kind="monte-carlo"),
-            close("its edge, 30 % flipped", predicted.edges[-1], mean[-1], 0.06, relative=True, kind="monte-carlo"),
-            close(
-                "share of flips at which λ_min = 0", predicted.critical, observed.critical, 0.025, kind="monte-carlo"
+            monte_carlo.close("resolvent of W₁ᵀD₂W₁ at m = 0.2", 0.2, observed.resolvent, 1e-2, relative=True),
+            monte_carlo.close("its edge, 30 % flipped", predicted.edges[-1], mean[-1], 0.06, relative=True),
+            monte_carlo.close("share of flips at which λ_min = 0", predicted.critical, observed.critical, 0.025),
+            identity.close(
+                "flipped inputs, N < M and more flips than N: λ_min = −‖w₂‖²", -1.0, observed.inputs[0], 1e-12
             ),
-            close(
-                "flipped inputs, N < M and more flips than N: λ_min = −‖w₂‖²",
-                -1.0,
-                observed.inputs[0],
-                1e-12,
-                kind="identity",
-            ),
-            at_most("N < M: unstable from the first flip", 0.0, observed.inputs[1], kind="formula"),
-            at_least("N ≫ M: stable with all inputs flipped", 0.0, observed.inputs[2], kind="formula"),
+            formula.at_most("N < M: unstable from the first flip", 0.0, observed.inputs[1]),
+            formula.at_least("N ≫ M: stable with all inputs flipped", 0.0, observed.inputs[2]),
         ]
 
-    def panels(self, system: System, observed: Observed, predicted: Predicted) -> tuple[Panel, Panel]:  # noqa: ARG002
+    def panels(self, system: System, observed: Observed, predicted: Predicted) -> tuple[Panel, Panel]:
         squares = torch.linspace(0.0, 1.95, 100, dtype=torch.float64)
         beyond = torch.linspace(2.0, 4.0, 100, dtype=torch.float64)
         shares = np.linspace(0.02, 0.32, 61)
         return (
-            Panel(
+            Panel.of(
                 "One pair of weights: it rotates, or rests",
                 "ρ²",
                 "",
-                (
-                    Line.of(
-                        "period 2π/√(4T² − ρ⁴)", squares, 2 * math.pi / (4 - squares.square()).sqrt(), observed=False
-                    ),
-                    Line.of("", BELOW, observed.periods, observed=True),
-                    Line.of("rate √(ρ⁴ − 4T²)", beyond, (beyond.square() - 4).sqrt(), observed=False, group=1),
-                    Line.of("", ABOVE, observed.rates, observed=True, group=1),
-                ),
+                curve("period 2π/√(4T² − ρ⁴)", squares, 2 * math.pi / (4 - squares.square()).sqrt()),
+                points("", BELOW, observed.periods),
+                curve("rate √(ρ⁴ − 4T²)", beyond, (beyond.square() - 4).sqrt(), group=1),
+                points("", ABOVE, observed.rates, group=1),
             ),
-            Panel(
+            Panel.of(
                 "Least eigenvalue of J D Jᵀ",
                 "share of flipped read-outs",
                 "λ_min",
-                (
-                    Line.of("infinite width", shares, [1 + _edge(share) for share in shares.tolist()], observed=False),
-                    *(Line.of("", SHARES, 1 + found, observed=True) for found in observed.edges),
-                    Line.of("unstable below", [0.02, 0.32], [0.0, 0.0], observed=False, group=7),
-                ),
+                curve("infinite width", shares, [1 + _edge(share) for share in shares.tolist()]),
+                *(points("", SHARES, 1 + found) for found in observed.edges),
+                curve("unstable below", [0.02, 0.32], [0.0, 0.0], group=7),
             ),
         )
 

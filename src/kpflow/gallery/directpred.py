@@ -11,7 +11,7 @@ from kpflow.flow import Ntk
 from kpflow.operators import to_dense
 from kpflow.states import linearise
 
-from .entry import Check, Entry, Line, Panel, at_least, at_most, close
+from .entry import Check, Entry, Panel, curve, formula, identity, points
 from .flows import rk4
 from .students import linear_network
 
@@ -146,30 +146,20 @@ class DirectPred(Entry[System, Observed, Predicted]):
         pairs = (p.square() - p)[:, None] + torch.cat([s, s.new_zeros(3)])
         spectrum = observed.spectrum.real.sort().values
         return [
-            close("modes of the matrix flow", predicted.modes, observed.modes, 1e-9, kind="identity"),
-            close("s − p² decays as e^{−2ηt}", decayed, invariant, 1e-8, kind="identity"),
-            close("modes with a moving average", predicted.averaged, observed.averaged, 1e-9, kind="identity"),
-            close("and its τ", predicted.targets, observed.targets, 1e-9, kind="identity"),
-            close("[Wp, WWᵀ] over the sizes, from any symmetric Wp", 0.0, observed.commutator, 1e-10, kind="formula"),
-            close("edge of the basin of collapse: p₋", predicted.edge, observed.edge, 1e-6, kind="formula"),
-            close(
-                "decay at the fold: τ²/4(1 + σ²)", predicted.fold, observed.fold, 2e-3, relative=True, kind="formula"
+            identity.close("modes of the matrix flow", predicted.modes, observed.modes, 1e-9),
+            identity.close("s − p² decays as e^{−2ηt}", decayed, invariant, 1e-8),
+            identity.close("modes with a moving average", predicted.averaged, observed.averaged, 1e-9),
+            identity.close("and its τ", predicted.targets, observed.targets, 1e-9),
+            formula.close("[Wp, WWᵀ] over the sizes, from any symmetric Wp", 0.0, observed.commutator, 1e-10),
+            formula.close("edge of the basin of collapse: p₋", predicted.edge, observed.edge, 1e-6),
+            formula.close("decay at the fold: τ²/4(1 + σ²)", predicted.fold, observed.fold, 2e-3, relative=True),
+            formula.at_most("‖W‖ without stopping the gradient, over the start", 1e-2, observed.collapsed[0]),
+            formula.at_least("the same with it", 0.3, observed.collapsed[1]),
+            formula.close(
+                "‖W‖ without a predictor: e^{−σ²t}", torch.exp(-SPREAD * observed.times), observed.plain, 1e-8
             ),
-            at_most("‖W‖ without stopping the gradient, over the start", 1e-2, observed.collapsed[0], kind="formula"),
-            at_least("the same with it", 0.3, observed.collapsed[1], kind="formula"),
-            close(
-                "‖W‖ without a predictor: e^{−σ²t}",
-                torch.exp(-SPREAD * observed.times),
-                observed.plain,
-                1e-8,
-                kind="formula",
-            ),
-            close(
-                "spectrum of (J − J_target) Jᵀ: pᵢ² − pᵢ + sⱼ",
-                pairs.flatten().sort().values,
-                spectrum,
-                1e-8,
-                kind="identity",
+            identity.close(
+                "spectrum of (J − J_target) Jᵀ: pᵢ² − pᵢ + sⱼ", pairs.flatten().sort().values, spectrum, 1e-8
             ),
         ]
 
@@ -178,30 +168,22 @@ class DirectPred(Entry[System, Observed, Predicted]):
             line
             for i in range(5)
             for line in (
-                Line.of(
-                    f"p₀ = {float(observed.modes[0, 0, i]):.2f}",
-                    observed.times,
-                    predicted.modes[:, 0, i],
-                    observed=False,
-                    group=i,
-                ),
-                Line.of("", observed.times, observed.modes[:, 0, i], observed=True, group=i),
+                curve(f"p₀ = {float(observed.modes[0, 0, i]):.2f}", observed.times, predicted.modes[:, 0, i], group=i),
+                points("", observed.times, observed.modes[:, 0, i], group=i),
             )
         ]
-        edge = Line.of("p₋", [0.0, system.time], [predicted.edge] * 2, observed=False, group=7)
+        edge = curve("p₋", [0.0, system.time], [predicted.edge] * 2, group=7)
         p, s = predicted.modes[-1]
         pairs = ((p.square() - p)[:, None] + torch.cat([s, s.new_zeros(3)])).flatten().sort().values
         order = torch.arange(1, 41)
         return (
-            Panel("Modes of the predictor", "time", "p", (*lines, edge)),
-            Panel(
+            Panel.of("Modes of the predictor", "time", "p", *lines, edge),
+            Panel.of(
                 "Spectrum of (J − J_target) Jᵀ in the end",
                 "number",
                 "eigenvalue",
-                (
-                    Line.of("pᵢ² − pᵢ + sⱼ", order, pairs, observed=False),
-                    Line.of("", order, observed.spectrum.real.sort().values, observed=True),
-                ),
+                curve("pᵢ² − pᵢ + sⱼ", order, pairs),
+                points("", order, observed.spectrum.real.sort().values),
             ),
         )
 

@@ -10,7 +10,7 @@ from numpy import ndarray
 from scipy.optimize import brentq
 from torch import Tensor
 
-from .entry import Check, Entry, Line, Panel, at_most, close
+from .entry import Check, Entry, Panel, curve, identity, monte_carlo, points
 from .students import linear_network, output_ntk
 
 __all__ = ["DoubleDescent"]
@@ -129,41 +129,37 @@ class DoubleDescent(Entry[System, Observed, Predicted]):
         return [
             # errors of 8 seeds, short: 0.006 to 0.020 and 0.003 to 0.024 (to t = 10⁶ 0.057), teachers 0.004 to 0.014,
             # gradient flow 0.0002 to 0.005, 0.005 to 0.014 and 0.001 to 0.055
-            close(
+            monte_carlo.close(
                 "ridge, 450 data, against the equivalent",
                 predicted.ridge[0, :SHOWN],
                 observed.ridge[0, :SHOWN],
                 6e-2,
                 relative=True,
-                kind="monte-carlo",
             ),
-            close(
+            monte_carlo.close(
                 "ridge, as many data as features, noise",
                 predicted.ridge[1, :SHOWN],
                 observed.ridge[1, :SHOWN],
                 5e-2,
                 relative=True,
-                kind="monte-carlo",
             ),
-            close(
+            monte_carlo.close(
                 "mean of 400 teachers, against that given the inputs",
                 observed.given,
                 observed.taught,
                 5e-2,
                 relative=True,
-                kind="monte-carlo",
             ),
-            close("gradient flow: first least error", 0.261, first, 0.05, relative=True, kind="monte-carlo"),
-            close("gradient flow: error between", 0.517, peak, 0.1, relative=True, kind="monte-carlo"),
-            close("gradient flow: second least error", 0.114, second, 0.1, relative=True, kind="monte-carlo"),
-            at_most(
+            monte_carlo.close("gradient flow: first least error", 0.261, first, 0.05, relative=True),
+            monte_carlo.close("gradient flow: error between", 0.517, peak, 0.1, relative=True),
+            monte_carlo.close("gradient flow: second least error", 0.114, second, 0.1, relative=True),
+            monte_carlo.at_most(
                 "features of one scale: fall after the least error",
                 1e-3,
                 float((np.maximum.accumulate(late) - late).max()),
-                kind="monte-carlo",
             ),
-            close("eigenvalues of the NTK in each band", list(predicted.bands), bands, 0.0, kind="identity"),
-            close("the NTK is XXᵀ", torch.linalg.eigvalsh(Z @ Z.mT), observed.kernel, 1e-12, kind="identity"),
+            identity.close("eigenvalues of the NTK in each band", list(predicted.bands), bands, 0.0),
+            identity.close("the NTK is XXᵀ", torch.linalg.eigvalsh(Z @ Z.mT), observed.kernel, 1e-12),
         ]
 
     def panels(self, system: System, observed: Observed, predicted: Predicted) -> tuple[Panel, Panel]:
@@ -171,17 +167,17 @@ class DoubleDescent(Entry[System, Observed, Predicted]):
             line
             for i, label in enumerate(("450 data", "300 data, noise"))
             for line in (
-                Line.of(f"{label}: equivalent", TIMES, predicted.ridge[i], observed=False, group=i),
-                Line.of("", TIMES, observed.ridge[i], observed=True, group=i),
+                curve(f"{label}: equivalent", TIMES, predicted.ridge[i], group=i),
+                points("", TIMES, observed.ridge[i], group=i),
             )
         ]
         order = np.arange(1, len(observed.kernel) + 1)
         edge = system.flow.size - system.flow.large + 0.5
-        seen = Line.of("", order, observed.kernel.clip(1e-12), observed=True)
-        border = Line.of("slow | fast", [edge, edge], [1e-10, 1.0], observed=False, group=1)
+        seen = points("", order, observed.kernel.clip(1e-12))
+        border = curve("slow | fast", [edge, edge], [1e-10, 1.0], group=1)
         return (
-            Panel("Test error over time 1/λ", "time", "error", tuple(lines), "x"),
-            Panel("Spectrum of the NTK: two bands", "number", "eigenvalue", (seen, border), "y"),
+            Panel.of("Test error over time 1/λ", "time", "error", *lines, log="x"),
+            Panel.of("Spectrum of the NTK: two bands", "number", "eigenvalue", seen, border, log="y"),
         )
 
 

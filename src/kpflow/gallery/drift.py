@@ -10,7 +10,7 @@ from torch.func import grad, jacrev
 
 from kpflow.flow import finite_step_kernel, finite_step_rates, modified_gradient_flow
 
-from .entry import Check, Entry, Line, Panel, close
+from .entry import Check, Entry, Line, Panel, curve, formula, identity, points
 from .flows import rk4
 from .students import linear_network, output_ntk
 
@@ -120,29 +120,18 @@ class Drift(Entry[System, Observed, Predicted]):
             float(finite_step_rates(torch.tensor(x, dtype=torch.float64), 1.0).real.sign()) for x in (1.999, 2.001)
         ]
         return [
-            close(
-                "order of the error of one step: three flows", [2, 3, 4], _orders(observed.local), 0.12, kind="formula"
+            formula.close("order of the error of one step: three flows", [2, 3, 4], _orders(observed.local), 0.12),
+            formula.close("after a time: two flows", [1, 2], _orders(observed.everywhere), 0.12),
+            formula.close("of one step of a game: two flows", [2, 3], _orders(observed.games), 0.12),
+            identity.close("e^{−rt} on quadratics, ηλ from 0.03 to 2.1", 1.0, observed.quadratic, 1e-12),
+            identity.close("sign of the rate below and above ηλ = 2", [1.0, -1.0], signs, 0.0),
+            identity.close(
+                "growth in a bilinear game: log(1 + η²)/2η", predicted.bilinear, observed.bilinear, 1e-12, relative=True
             ),
-            close("after a time: two flows", [1, 2], _orders(observed.everywhere), 0.12, kind="formula"),
-            close("of one step of a game: two flows", [2, 3], _orders(observed.games), 0.12, kind="formula"),
-            close("e^{−rt} on quadratics, ηλ from 0.03 to 2.1", 1.0, observed.quadratic, 1e-12, kind="identity"),
-            close("sign of the rate below and above ηλ = 2", [1.0, -1.0], signs, 0.0, kind="identity"),
-            close(
-                "growth in a bilinear game: log(1 + η²)/2η",
-                predicted.bilinear,
-                observed.bilinear,
-                1e-12,
-                relative=True,
-                kind="identity",
-            ),
-            close("the same by the corrected flow, η/2", 0.05, observed.bilinear, 6e-3, relative=True, kind="formula"),
-            close("the NTK of the linear model is XXᵀ", gram, observed.kernel, 1e-12, kind="identity"),
-            close(
-                "residuals of descent by the kernel of finite steps",
-                predicted.residuals,
-                observed.residuals,
-                1e-10,
-                kind="identity",
+            formula.close("the same by the corrected flow, η/2", 0.05, observed.bilinear, 6e-3, relative=True),
+            identity.close("the NTK of the linear model is XXᵀ", gram, observed.kernel, 1e-12),
+            identity.close(
+                "residuals of descent by the kernel of finite steps", predicted.residuals, observed.residuals, 1e-10
             ),
         ]
 
@@ -150,10 +139,10 @@ class Drift(Entry[System, Observed, Predicted]):
         lines: list[Line] = []
         for group, errors in enumerate(observed.local):
             order = group + 2
-            curve = [float(errors[-1]) * (step / STEPS[-1]) ** order for step in STEPS]
+            expected = [float(errors[-1]) * (step / STEPS[-1]) ** order for step in STEPS]
             lines += [
-                Line.of(f"flow of order {group + 1}: η^{order}", STEPS, curve, observed=False, group=group),
-                Line.of("", STEPS, errors, observed=True, group=group),
+                curve(f"flow of order {group + 1}: η^{order}", STEPS, expected, group=group),
+                points("", STEPS, errors, group=group),
             ]
         vectors = torch.linalg.eigh(observed.kernel).eigenvectors[:, 2:]
         steps = range(0, 41, 2)
@@ -166,13 +155,13 @@ class Drift(Entry[System, Observed, Predicted]):
                 for part in (observed.residuals, predicted.residuals, predicted.naive)
             )
             modes += [
-                Line.of(f"ηλ = {rate * value:.2f}", list(steps), known, observed=False, group=group),
-                Line.of("", list(steps), seen, observed=True, group=group),
-                Line.of("", list(steps), naive, observed=False, group=7),
+                curve(f"ηλ = {rate * value:.2f}", list(steps), known, group=group),
+                points("", list(steps), seen, group=group),
+                curve("", list(steps), naive, group=7),
             ]
         return (
-            Panel("One step against flows", "step η", "distance", tuple(lines), "xy"),
-            Panel("Modes of the NTK (grey: gradient flow)", "step", "residual", tuple(modes), "y"),
+            Panel.of("One step against flows", "step η", "distance", *lines, log="xy"),
+            Panel.of("Modes of the NTK (grey: gradient flow)", "step", "residual", *modes, log="y"),
         )
 
 

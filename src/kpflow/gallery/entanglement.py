@@ -9,7 +9,7 @@ from kpflow.flow import objectives
 from kpflow.flow.objectives import STAGES
 from kpflow.states import linearise
 
-from .entry import Check, Entry, Line, Panel, at_least, at_most, close
+from .entry import Check, Entry, Panel, curve, formula, identity, monte_carlo, points
 
 __all__ = ["Entanglement"]
 
@@ -86,7 +86,7 @@ class Entanglement(Entry[System, Observed, Predicted]):
     )
     omits = "Large language models, reference policies, and the other margin losses."
 
-    def make(self, seed: int = 0, *, short: bool = False, broken: bool = False) -> System:  # noqa: ARG002
+    def make(self, seed: int = 0, *, short: bool = False, broken: bool = False) -> System:
         generator = torch.Generator().manual_seed(seed)
         model = LanguageModel(generator)
         differing = torch.tensor([1] * 64 + [2] * 64 + [5] * 66)
@@ -155,39 +155,32 @@ class Entanglement(Entry[System, Observed, Predicted]):
         some = [0, 1, 64, 65, 128, 129]
         one_way = (product > least).double()
         return [
-            close("Θ by `objectives`, by gradients", predicted.kernels[some], observed.kernels, 1e-10, kind="identity"),
-            close("change of both, scaled, η = 1e-6", 0.0, remainder[0] / scale, 1e-4, kind="formula"),
-            close("order of the remainder", 2.0, slope, 0.05, kind="formula"),
-            close("wrong signs among 388", 0.0, float(wrong), 0.0, kind="formula"),
-            close("the chosen falls and the rejected rises", 0.0, float(reverse), 0.0, kind="identity"),
-            close("both move one way iff ⟨g, g⟩ > min |g|²", one_way, entangled.double(), 0.0, kind="formula"),
+            identity.close("Θ by `objectives`, by gradients", predicted.kernels[some], observed.kernels, 1e-10),
+            formula.close("change of both, scaled, η = 1e-6", 0.0, remainder[0] / scale, 1e-4),
+            formula.close("order of the remainder", 2.0, slope, 0.05),
+            formula.close("wrong signs among 388", 0.0, float(wrong), 0.0),
+            identity.close("the chosen falls and the rejected rises", 0.0, float(reverse), 0.0),
+            formula.close("both move one way iff ⟨g, g⟩ > min |g|²", one_way, entangled.double(), 0.0),
             # .06 to .22 for m ≤ 2 and 0 to .015 for m = 5 over seven seeds
-            at_least("share of such pairs, m ≤ 2", 0.02, entangled[near].double().mean(), kind="monte-carlo"),
-            at_most("share of such pairs, m = 5", 0.05, entangled[~near].double().mean(), kind="monte-carlo"),
-            close("step along normalised gradients", predicted.normalised, observed.normalised, 1e-5, kind="formula"),
+            monte_carlo.at_least("share of such pairs, m ≤ 2", 0.02, entangled[near].double().mean()),
+            monte_carlo.at_most("share of such pairs, m = 5", 0.05, entangled[~near].double().mean()),
+            formula.close("step along normalised gradients", predicted.normalised, observed.normalised, 1e-5),
         ]
 
     def panels(self, system: System, observed: Observed, predicted: Predicted) -> tuple[Panel, Panel]:
         values = observed.moved[0] / ETAS[0]
         reach = torch.stack([predicted.moved.min(), predicted.moved.max()])
-        points = tuple(
-            Line.of(
-                f"m = {m}",
-                predicted.moved[system.differing == m],
-                values[system.differing == m],
-                observed=True,
-                group=i,
-            )
+        moved = tuple(
+            points(f"m = {m}", predicted.moved[system.differing == m], values[system.differing == m], group=i)
             for i, m in enumerate((1, 2, 5))
         )
         stages = tuple(
-            Line.of(f"m = {m}", range(len(STAGES)), observed.stages[i], observed=True, group=i)
-            for i, m in enumerate((1, 2, 5))
+            points(f"m = {m}", range(len(STAGES)), observed.stages[i], group=i) for i, m in enumerate((1, 2, 5))
         )
-        equal = Line.of("", reach, reach, observed=False, group=3)
+        equal = curve("", reach, reach, group=3)
         return (
-            Panel("Change of ln π by a step", "predicted / η", "observed / η", (equal, *points)),
-            Panel("Cosine of chosen and rejected", ", ".join(STAGES), "cosine", stages),
+            Panel.of("Change of ln π by a step", "predicted / η", "observed / η", equal, *moved),
+            Panel.of("Cosine of chosen and rejected", ", ".join(STAGES), "cosine", *stages),
         )
 
 

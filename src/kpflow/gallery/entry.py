@@ -10,7 +10,19 @@ import numpy as np
 import torch
 from torch import Tensor
 
-__all__ = ["Check", "Entry", "Line", "Panel", "Result", "at_least", "at_most", "close"]
+__all__ = [
+    "Check",
+    "Checks",
+    "Entry",
+    "Line",
+    "Panel",
+    "Result",
+    "curve",
+    "formula",
+    "identity",
+    "monte_carlo",
+    "points",
+]
 
 System = TypeVar("System")
 Observed = TypeVar("Observed")
@@ -62,34 +74,47 @@ class Check:
 Numbers = Tensor | np.ndarray | float | int | Sequence[float] | Sequence[int]
 
 
-def close(
-    what: str, predicted: Numbers, observed: Numbers, tolerance: float, *, relative: bool = False, kind: Kind
-) -> Check:
-    """A check that observed numbers are those that were predicted, all of them.
+@final
+@dataclasses.dataclass(frozen=True)
+class Checks:
+    """Makes the checks of one kind.
+
+    Args:
+        kind: Of the checks.
 
     Example:
-        >>> print(close("rate", [1.0, 2.0], [1.0, 2.1], 0.1, relative=True, kind="formula"))
+        >>> print(Checks("formula").close("rate", [1.0, 2.0], [1.0, 2.1], 0.1, relative=True))
         passed  rate: 2.1 = 2 (error 0.05 ≤ 0.1 relative, formula)
     """
-    expected, found = torch.broadcast_tensors(_numbers(predicted), _numbers(observed))
-    error = (found - expected).abs()
-    if relative:
-        error = error / expected.abs()
-    worst = int(error.nan_to_num(nan=math.inf).flatten().argmax())
-    predicted_worst, observed_worst, miss = (float(part.flatten()[worst]) for part in (expected, found, error))
-    return Check(what, predicted_worst, observed_worst, miss, tolerance, relative, kind)
+
+    kind: Kind
+
+    def close(
+        self, what: str, predicted: Numbers, observed: Numbers, tolerance: float = 0.0, *, relative: bool = False
+    ) -> Check:
+        """Observed numbers are those that were predicted, all of them."""
+        expected, found = torch.broadcast_tensors(_numbers(predicted), _numbers(observed))
+        error = (found - expected).abs()
+        if relative:
+            error = error / expected.abs()
+        worst = int(error.nan_to_num(nan=math.inf).flatten().argmax())
+        predicted_worst, observed_worst, miss = (float(part.flatten()[worst]) for part in (expected, found, error))
+        return Check(what, predicted_worst, observed_worst, miss, tolerance, relative, self.kind)
+
+    def at_least(self, what: str, bound: float, observed: float | Tensor) -> Check:
+        """A number is no smaller than a bound."""
+        value = float(observed)
+        return Check(what, bound, value, bound - value, 0.0, False, self.kind, "≥")
+
+    def at_most(self, what: str, bound: float, observed: float | Tensor) -> Check:
+        """A number is no larger than a bound."""
+        value = float(observed)
+        return Check(what, bound, value, value - bound, 0.0, False, self.kind, "≤")
 
 
-def at_least(what: str, bound: float, observed: float | Tensor, *, kind: Kind) -> Check:
-    """A check that a number is no smaller than a bound."""
-    value = float(observed)
-    return Check(what, bound, value, bound - value, 0.0, False, kind, "≥")
-
-
-def at_most(what: str, bound: float, observed: float | Tensor, *, kind: Kind) -> Check:
-    """A check that a number is no larger than a bound."""
-    value = float(observed)
-    return Check(what, bound, value, value - bound, 0.0, False, kind, "≤")
+identity = Checks("identity")
+formula = Checks("formula")
+monte_carlo = Checks("monte-carlo")
 
 
 @final
@@ -111,16 +136,19 @@ class Line:
     observed: bool
     group: int = 0
 
-    @staticmethod
-    def of(label: str, x: Numbers, y: Numbers, *, observed: bool, group: int = 0) -> "Line":
-        """From tensors or lists."""
-        return Line(
-            label, tuple(_numbers(x).flatten().tolist()), tuple(_numbers(y).flatten().tolist()), observed, group
-        )
-
     def __post_init__(self) -> None:
         if len(self.x) != len(self.y):
             raise ValueError(f"`x` and `y` of {self.label!r} must be as many; got {len(self.x)} and {len(self.y)}.")
+
+
+def points(label: str, x: Numbers, y: Numbers, group: int = 0, *, observed: bool = True) -> Line:
+    """A series that was observed, from tensors or lists."""
+    return Line(label, tuple(_numbers(x).flatten().tolist()), tuple(_numbers(y).flatten().tolist()), observed, group)
+
+
+def curve(label: str, x: Numbers, y: Numbers, group: int = 0) -> Line:
+    """A series that was predicted, from tensors or lists."""
+    return points(label, x, y, group, observed=False)
 
 
 @final
@@ -141,6 +169,11 @@ class Panel:
     y: str
     lines: tuple[Line, ...]
     log: Literal["", "x", "y", "xy"] = ""
+
+    @staticmethod
+    def of(title: str, x: str, y: str, *lines: Line, log: Literal["", "x", "y", "xy"] = "") -> "Panel":
+        """From its series one by one."""
+        return Panel(title, x, y, lines, log)
 
 
 @final

@@ -11,7 +11,7 @@ from kpflow.flow import Forcing, Propagator, forcing, teacher_forced
 from kpflow.operators import to_dense
 from kpflow.states import Linearisation, linearise
 
-from .entry import Check, Entry, Line, Panel, at_least, at_most, close
+from .entry import Check, Entry, Panel, curve, formula, identity, monte_carlo, points
 
 __all__ = ["TeacherForcing"]
 
@@ -126,48 +126,42 @@ class TeacherForcing(Entry[System, Observed, Predicted]):
         growth = observed.gradients[:, 1] / observed.gradients[:, 0]
         return [
             # .874 to .914 over eight seeds in the short form, .897 to .906 in the full one
-            close("λ of the Lorenz system", LITERATURE, leading, 0.03, relative=True, kind="monte-carlo"),
-            close("Σλ is minus the divergence", -(10 + 1 + 8 / 3), observed.exponents.sum(), 1e-3, kind="formula"),
-            close(
-                "growth under forcing: λ + ln(1−α)/dt", leading + predicted.rates, observed.rates, 6e-2, kind="formula"
-            ),
-            at_least(
-                "below 1 − e^{−λ dt}, at α = 0.02, far trajectories stay off", 1.0, observed.far[0], kind="formula"
-            ),
-            at_most("above it, at α = 0.1, they come to the teacher", 1e-3, observed.far[1], kind="formula"),
+            monte_carlo.close("λ of the Lorenz system", LITERATURE, leading, 0.03, relative=True),
+            formula.close("Σλ is minus the divergence", -(10 + 1 + 8 / 3), observed.exponents.sum(), 1e-3),
+            formula.close("growth under forcing: λ + ln(1−α)/dt", leading + predicted.rates, observed.rates, 6e-2),
+            formula.at_least("below 1 − e^{−λ dt}, at α = 0.02, far trajectories stay off", 1.0, observed.far[0]),
+            formula.at_most("above it, at α = 0.1, they come to the teacher", 1e-3, observed.far[1]),
             # critical .043 to .047, geometric .188 to .189, strict .465 to .476 over eight seeds
-            close("critical α of 400 steps", critical, observed.path.critical, 1e-2, kind="formula"),
-            close("geometric α", 0.189, found.geometric, 1e-2, kind="monte-carlo"),
-            close("strict α*", 0.47, found.strict, 2e-2, kind="monte-carlo"),
-            at_most("largest product of Jacobians at α*", 1.0, observed.products[0], kind="identity"),
-            at_least("largest product without forcing", 1e4, observed.products[1], kind="formula"),
-            at_most("one-step error of the network", 1e-3, system.error, kind="formula"),
-            at_least("its gradient from 25 to 400 steps, α = 0", 1e4, growth[0], kind="formula"),
-            at_most("the same at its α*", 10.0, growth[1], kind="formula"),
-            at_least(
-                "α from weight norms is at least that from data", student.strict, predicted.data_free, kind="identity"
-            ),
-            at_most("‖P‖ at α = 0.6 over its bound", 1.0, observed.norms[2] / bounds[0], kind="identity"),
-            at_most("‖P‖ at α = 0.8 over its bound", 1.0, observed.norms[3] / bounds[1], kind="identity"),
-            at_least("‖P‖ without forcing", 100.0, observed.norms[0], kind="formula"),
+            formula.close("critical α of 400 steps", critical, observed.path.critical, 1e-2),
+            monte_carlo.close("geometric α", 0.189, found.geometric, 1e-2),
+            monte_carlo.close("strict α*", 0.47, found.strict, 2e-2),
+            identity.at_most("largest product of Jacobians at α*", 1.0, observed.products[0]),
+            formula.at_least("largest product without forcing", 1e4, observed.products[1]),
+            formula.at_most("one-step error of the network", 1e-3, system.error),
+            formula.at_least("its gradient from 25 to 400 steps, α = 0", 1e4, growth[0]),
+            formula.at_most("the same at its α*", 10.0, growth[1]),
+            identity.at_least("α from weight norms is at least that from data", student.strict, predicted.data_free),
+            identity.at_most("‖P‖ at α = 0.6 over its bound", 1.0, observed.norms[2] / bounds[0]),
+            identity.at_most("‖P‖ at α = 0.8 over its bound", 1.0, observed.norms[3] / bounds[1]),
+            formula.at_least("‖P‖ without forcing", 100.0, observed.norms[0]),
         ]
 
-    def panels(self, system: System, observed: Observed, predicted: Predicted) -> tuple[Panel, Panel]:  # noqa: ARG002
+    def panels(self, system: System, observed: Observed, predicted: Predicted) -> tuple[Panel, Panel]:
         alphas = torch.linspace(0.0, 0.35, 36, dtype=torch.float64)
         line = float(observed.exponents[0]) + torch.log1p(-alphas) / DT
         rates = (
-            Line.of("λ + ln(1−α)/dt", alphas, line, observed=False),
-            Line.of("two trajectories", STRENGTHS, observed.rates, observed=True),
+            curve("λ + ln(1−α)/dt", alphas, line),
+            points("two trajectories", STRENGTHS, observed.rates),
         )
         number = torch.arange(1, observed.singular.shape[1] + 1)
         names = ("α = 0", "α*", "α = 0.6", "α = 0.8")
         spectra = tuple(
-            Line.of(name, number, values, observed=True, group=i)
+            points(name, number, values, group=i)
             for i, (name, values) in enumerate(zip(names, observed.singular, strict=True))
         )
         return (
-            Panel("Growth rate under forcing", "α", "exponent", rates),
-            Panel("Singular values of P, 120 steps", "number", "σ", spectra, "xy"),
+            Panel.of("Growth rate under forcing", "α", "exponent", *rates),
+            Panel.of("Singular values of P, 120 steps", "number", "σ", *spectra, log="xy"),
         )
 
 

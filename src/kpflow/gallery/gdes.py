@@ -7,7 +7,7 @@ from torch import Tensor, nn
 
 from kpflow._checks import check_positive
 
-from .entry import Check, Entry, Line, Panel, close
+from .entry import Check, Entry, Panel, curve, formula, identity, points
 from .flows import rk4
 from .students import output_jacobian
 
@@ -114,34 +114,26 @@ class Gdes(Entry[System, Observed, Predicted]):
         kernels = torch.stack([observed.kernels[way] for way in WAYS])
         forms = [[[1.0, 1.0], [1.0, 1.0]], [[1.0, 0.0], [0.0, 1.0]], [[1.0, 0.0], [1.0, 1.0]]]
         return [
-            close(
-                "shared: both end at (ap + bq)/(a + b)",
-                (a * p + b * q) / (a + b),
-                observed.paths["shared"][-1],
-                1e-6,
-                kind="formula",
+            formula.close(
+                "shared: both end at (ap + bq)/(a + b)", (a * p + b * q) / (a + b), observed.paths["shared"][-1], 1e-6
             ),
             *(
-                close(
-                    f"{way}: embeddings at all times", predicted.paths[way], observed.paths[way], 1e-8, kind="formula"
-                )
+                formula.close(f"{way}: embeddings at all times", predicted.paths[way], observed.paths[way], 1e-8)
                 for way in WAYS
             ),
-            close("disentangled: the generator is as if alone", observed.alone, mixed[:, 0], 1e-12, kind="identity"),
-            close(
+            identity.close("disentangled: the generator is as if alone", observed.alone, mixed[:, 0], 1e-12),
+            formula.close(
                 "disentangled: late, e_D − q is a/(b − a) p e^{−at}, over p e^{−at}",
                 a / (b - a),
                 (mixed[late, 1] - q) / predicted.late[late] * a / (b - a),
                 5e-3,
-                kind="formula",
             ),
-            close("kernels J Bᵀ", torch.tensor(forms), kernels, 0.0, kind="identity"),
-            close(
+            identity.close("kernels J Bᵀ", torch.tensor(forms), kernels, 0.0),
+            identity.close(
                 "rates of learning by the kernels",
                 torch.stack([predicted.rates[way] for way in WAYS]),
                 torch.stack([_rates(observed.kernels[way], a, b) for way in WAYS]),
                 1e-12,
-                kind="identity",
             ),
         ]
 
@@ -149,18 +141,17 @@ class Gdes(Entry[System, Observed, Predicted]):
         times = 20 * STEP * torch.arange(COUNT // 20 + 1)
         lines, rates = [], []
         for group, way in enumerate(WAYS):
-            lines.append(Line.of(way, times, predicted.paths[way][:, 1, 0], observed=False, group=group))
-            lines.append(Line.of("", times[::2], observed.paths[way][::2, 1, 0], observed=True, group=group))
+            lines.append(curve(way, times, predicted.paths[way][:, 1, 0], group=group))
+            lines.append(points("", times[::2], observed.paths[way][::2, 1, 0], group=group))
             place = [group - 0.2, group + 0.2]
             found = _rates(observed.kernels[way], system.pull, system.push)
-            rates.append(Line.of(way, place, found, observed=True, group=group))
+            rates.append(points(way, place, found, group=group))
             rates += [
-                Line.of("", [group - 0.4, group + 0.4], [float(rate)] * 2, observed=False, group=group)
-                for rate in predicted.rates[way]
+                curve("", [group - 0.4, group + 0.4], [float(rate)] * 2, group=group) for rate in predicted.rates[way]
             ]
         return (
-            Panel(f"Discriminator's embedding, wished at {float(system.wishes[1, 0]):.2f}", "time", "e", tuple(lines)),
-            Panel("Rates by the kernel: a and b, or 0 and a + b", "way of sharing", "rate", tuple(rates)),
+            Panel.of(f"Discriminator's embedding, wished at {float(system.wishes[1, 0]):.2f}", "time", "e", *lines),
+            Panel.of("Rates by the kernel: a and b, or 0 and a + b", "way of sharing", "rate", *rates),
         )
 
 

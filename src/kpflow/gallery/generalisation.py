@@ -10,7 +10,7 @@ from numpy import ndarray
 from scipy.optimize import minimize_scalar
 from torch import Tensor
 
-from .entry import Check, Entry, Line, Panel, close
+from .entry import Check, Entry, Panel, curve, formula, identity, monte_carlo, points
 from .students import linear_network, output_ntk
 
 __all__ = ["Generalisation"]
@@ -131,64 +131,52 @@ class Generalisation(Entry[System, Observed, Predicted]):
         mean, spread = observed.descent.mean(), observed.descent.std() / 8
         return [
             # by 8 seeds of short runs: 0.004 to 0.028, of training 4e-4 to 1.1e-3, of the spectrum 0.010 to 0.013
-            close(
-                "test error, α = ½, 1, 2, given the inputs",
-                predicted.test,
-                observed.test,
-                3e-2,
-                relative=True,
-                kind="monte-carlo",
+            monte_carlo.close(
+                "test error, α = ½, 1, 2, given the inputs", predicted.test, observed.test, 3e-2, relative=True
             ),
-            close("training error", predicted.train, observed.train, 3e-3, kind="monte-carlo"),
-            close(
+            monte_carlo.close("training error", predicted.train, observed.train, 3e-3),
+            formula.close(
                 "test error in the end, α = ½ and 2",
                 predicted.limits,
                 [predicted.late[0], predicted.late[2]],
                 1e-6,
                 relative=True,
-                kind="formula",
             ),
-            close("where it is worst in the end", 1.0, observed.peak, 0.0, kind="monte-carlo"),
-            close("best time to stop a mode", predicted.best, observed.best, 1e-6, relative=True, kind="formula"),
-            close("what lies in the kernel of the NTK never moves", 0.0, observed.frozen, 1e-12, kind="identity"),
-            close(
-                "share of the spectrum of the NTK below each",
-                _below(observed.kernel),
-                predicted.shares,
-                2e-2,
-                kind="monte-carlo",
+            monte_carlo.close("where it is worst in the end", 1.0, observed.peak, 0.0),
+            formula.close("best time to stop a mode", predicted.best, observed.best, 1e-6, relative=True),
+            identity.close("what lies in the kernel of the NTK never moves", 0.0, observed.frozen, 1e-12),
+            monte_carlo.close(
+                "share of the spectrum of the NTK below each", _below(observed.kernel), predicted.shares, 2e-2
             ),
-            close(
+            monte_carlo.close(
                 f"error of descent on 64 teachers, over its standard error {spread:.2g}",
                 observed.expected / spread,
                 mean / spread,
                 4.0,
-                kind="monte-carlo",
             ),
-            close(
+            identity.close(
                 "modes of the NTK are those of XᵀX",
                 torch.linalg.eigvalsh(system.inputs[0][0] @ system.inputs[0][0].mT),
                 observed.kernel,
                 1e-11,
-                kind="identity",
             ),
         ]
 
-    def panels(self, system: System, observed: Observed, predicted: Predicted) -> tuple[Panel, Panel]:  # noqa: ARG002
+    def panels(self, system: System, observed: Observed, predicted: Predicted) -> tuple[Panel, Panel]:
         lines = [
             line
             for i, ratio in enumerate(RATIOS)
             for line in (
-                Line.of(f"α = {ratio:g}", TIMES, predicted.test[i], observed=False, group=i),
-                Line.of("", TIMES[::3], observed.test[i, ::3], observed=True, group=i),
+                curve(f"α = {ratio:g}", TIMES, predicted.test[i], group=i),
+                points("", TIMES[::3], observed.test[i, ::3], group=i),
             )
         ]
         values, some = np.linspace(0.05, 2.95, 200), slice(None, None, len(observed.kernel) // 40)
-        law = Line.of("Marchenko–Pastur", values, _below(values), observed=False)
-        seen = Line.of("", observed.kernel[some], predicted.shares[some], observed=True)
+        law = curve("Marchenko–Pastur", values, _below(values))
+        seen = points("", observed.kernel[some], predicted.shares[some])
         return (
-            Panel("Test error over training", "time", "error", tuple(lines), "x"),
-            Panel("Spectrum of the NTK, α = ½", "eigenvalue", "share below", (law, seen)),
+            Panel.of("Test error over training", "time", "error", *lines, log="x"),
+            Panel.of("Spectrum of the NTK, α = ½", "eigenvalue", "share below", law, seen),
         )
 
 

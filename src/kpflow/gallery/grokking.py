@@ -5,7 +5,7 @@ from typing import NamedTuple, final
 import torch
 from torch import Tensor, nn
 
-from .entry import Check, Entry, Line, Panel, at_least, at_most, close
+from .entry import Check, Entry, Panel, curve, identity, monte_carlo, points
 from .students import kinship, output_ntk
 
 __all__ = ["Grokking"]
@@ -91,38 +91,32 @@ class Grokking(Entry[System, Observed, Predicted]):
         return Predicted(40.0, {share: {0.6: 1490.0, 0.7: 770.0}[share] for share in system.steps})
 
     def check(self, system: System, observed: Observed, predicted: Predicted) -> list[Check]:
-        rows = [close("NTK of one frequency, all phases: SΘSᵀ − Θ over Θ", 0.0, observed.pure, 1e-12, kind="identity")]
+        rows = [identity.close("NTK of one frequency, all phases: SΘSᵀ − Θ over Θ", 0.0, observed.pure, 1e-12)]
         for share, course in observed.decayed.items():
             some = f"{share:.0%} of the data"
             rows += [
-                at_most(
-                    f"{some}: training accuracy is 99 % by step", 60.0, _reached(course.train, 0.99), kind="monte-carlo"
-                ),
+                monte_carlo.at_most(f"{some}: training accuracy is 99 % by step", 60.0, _reached(course.train, 0.99)),
                 # 740 to 920 and 1420 to 1560 over five seeds and two
-                close(
+                monte_carlo.close(
                     f"{some}: test accuracy is 95 % by step",
                     predicted.grokked[share],
                     _reached(course.test, 0.95),
                     0.25,
                     relative=True,
-                    kind="monte-carlo",
                 ),
-                at_least(f"{some}: power in dominant frequencies", 0.55, course.power, kind="monte-carlo"),
+                monte_carlo.at_least(f"{some}: power in dominant frequencies", 0.55, course.power),
             ]
         course = observed.decayed[max(system.steps)]
         return [
             *rows,
-            at_most("without decay: test accuracy", 0.3, observed.plain.test[-1], kind="monte-carlo"),
-            at_most("without decay: power in dominant frequencies", 0.5, observed.plain.power, kind="monte-carlo"),
+            monte_carlo.at_most("without decay: test accuracy", 0.3, observed.plain.test[-1]),
+            monte_carlo.at_most("without decay: power in dominant frequencies", 0.5, observed.plain.power),
             # with decay .51 to .61, without .09 to .37
-            at_least("NTK and equal sums, with decay: correlation", 0.4, course.kinships[-1], kind="monte-carlo"),
-            at_least(
-                "the same, more than without decay by",
-                0.05,
-                course.kinships[-1] - observed.plain.kinships[-1],
-                kind="monte-carlo",
+            monte_carlo.at_least("NTK and equal sums, with decay: correlation", 0.4, course.kinships[-1]),
+            monte_carlo.at_least(
+                "the same, more than without decay by", 0.05, course.kinships[-1] - observed.plain.kinships[-1]
             ),
-            at_most("the same before training", 0.2, course.kinships[0].abs(), kind="monte-carlo"),
+            monte_carlo.at_most("the same before training", 0.2, course.kinships[0].abs()),
         ]
 
     def panels(self, system: System, observed: Observed, predicted: Predicted) -> tuple[Panel, Panel]:
@@ -132,24 +126,22 @@ class Grokking(Entry[System, Observed, Predicted]):
         grokked = predicted.grokked[share]
         without = steps[: len(observed.plain.test)]
         return (
-            Panel(
+            Panel.of(
                 f"Accuracy, {share:.0%} of the data",
                 "step",
                 "accuracy",
-                (
-                    Line.of("known by then", [predicted.learned] * 2, [0.0, 1.0], observed=False),
-                    Line.of("training", steps, course.train, observed=True),
-                    Line.of("found by then", [grokked] * 2, [0.0, 1.0], observed=False, group=1),
-                    Line.of("test", steps, course.test, observed=True, group=1),
-                    Line.of("test, without decay", without, observed.plain.test, observed=True, group=2),
-                ),
+                curve("known by then", [predicted.learned] * 2, [0.0, 1.0]),
+                points("training", steps, course.train),
+                curve("found by then", [grokked] * 2, [0.0, 1.0], group=1),
+                points("test", steps, course.test, group=1),
+                points("test, without decay", without, observed.plain.test, group=2),
             ),
-            Panel(
+            Panel.of(
                 "The NTK sees which pairs have the same sum",
                 "step",
                 "correlation",
-                tuple(
-                    Line.of(label, SEEN * torch.arange(len(values)), values, observed=True, group=group)
+                *(
+                    points(label, SEEN * torch.arange(len(values)), values, group=group)
                     for group, label, values in (
                         (1, "with decay", course.kinships),
                         (2, "without", observed.plain.kinships),

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from kpflow._checks import check_range
 
-from .entry import Check, Entry, Line, Panel, close
+from .entry import Check, Entry, Panel, curve, formula, identity, monte_carlo, points
 from .students import scalar_propagator
 
 __all__ = ["Guided"]
@@ -97,27 +97,16 @@ class Guided(Entry[System, Observed, Predicted]):
         late = slice(STEPS // 2, None)
         # seven seeds, short: at most 5e-3, 2.9 %, 0.015 and 0.015
         return [
-            close(
-                "mean in the end is (m + c)/(1 + k)",
-                (MEAN + SHIFT) / rate,
-                observed.means[late].mean(),
-                0.02,
-                kind="monte-carlo",
+            monte_carlo.close(
+                "mean in the end is (m + c)/(1 + k)", (MEAN + SHIFT) / rate, observed.means[late].mean(), 0.02
             ),
-            close(
-                "variance in the end is 1/(1 + k)",
-                1 / rate,
-                observed.variances[late].mean(),
-                0.05,
-                relative=True,
-                kind="monte-carlo",
+            monte_carlo.close(
+                "variance in the end is 1/(1 + k)", 1 / rate, observed.variances[late].mean(), 0.05, relative=True
             ),
-            close("mean at every step", predicted.stepped[0], observed.means, 0.03, kind="monte-carlo"),
-            close("variance at every step", predicted.stepped[1], observed.variances, 0.03, kind="monte-carlo"),
-            close(
-                "gain of P at rest", 1 / rate, TICK * observed.propagator[-1].sum(), 1e-2, relative=True, kind="formula"
-            ),
-            close("diagonal of 2 dt P Pᵀ", predicted.stepped[1][1:], covariance, 1e-12, kind="identity"),
+            monte_carlo.close("mean at every step", predicted.stepped[0], observed.means, 0.03),
+            monte_carlo.close("variance at every step", predicted.stepped[1], observed.variances, 0.03),
+            formula.close("gain of P at rest", 1 / rate, TICK * observed.propagator[-1].sum(), 1e-2, relative=True),
+            identity.close("diagonal of 2 dt P Pᵀ", predicted.stepped[1][1:], covariance, 1e-12),
         ]
 
     def panels(self, system: System, observed: Observed, predicted: Predicted) -> tuple[Panel, Panel]:
@@ -126,25 +115,21 @@ class Guided(Entry[System, Observed, Predicted]):
         ages = torch.arange(STEPS)
         memory = torch.exp(-(1 + system.curvature) * TICK * ages)
         return (
-            Panel(
+            Panel.of(
                 "Moments of the samples",
                 "time",
                 "",
-                (
-                    Line.of("mean", times, predicted.means, observed=False),
-                    Line.of("", times[some], observed.means[some], observed=True),
-                    Line.of("variance", times, predicted.variances, observed=False, group=1),
-                    Line.of("", times[some], observed.variances[some], observed=True, group=1),
-                ),
+                curve("mean", times, predicted.means),
+                points("", times[some], observed.means[some]),
+                curve("variance", times, predicted.variances, group=1),
+                points("", times[some], observed.variances[some], group=1),
             ),
-            Panel(
+            Panel.of(
                 "Memory of the propagator",
                 "time back",
                 "P",
-                (
-                    Line.of("guided, e^{−(1 + k)t}", times[:100], memory[:100], observed=False),
-                    Line.of("", times[:100:4], observed.propagator[-1].flip(0)[:100:4], observed=True),
-                    Line.of("without, e^{−t}", times[:100], torch.exp(-times[:100]), observed=False, group=1),
-                ),
+                curve("guided, e^{−(1 + k)t}", times[:100], memory[:100]),
+                points("", times[:100:4], observed.propagator[-1].flip(0)[:100:4]),
+                curve("without, e^{−t}", times[:100], torch.exp(-times[:100]), group=1),
             ),
         )

@@ -10,7 +10,7 @@ from kpflow.flow import Ntk
 from kpflow.operators import to_dense
 from kpflow.states import linearise
 
-from .entry import Check, Entry, Line, Panel, close
+from .entry import Check, Entry, Panel, curve, formula, identity, monte_carlo, points
 from .flows import rk4
 
 __all__ = ["InContext"]
@@ -125,7 +125,7 @@ class InContext(Entry[System, Observed, Predicted]):
             seen,
         )
 
-    def predict(self, system: System) -> Predicted:  # noqa: ARG002
+    def predict(self, system: System) -> Predicted:
         n, many = LENGTH - 1, SIZE * (1 + NOISE)
         product = 1 / (1 + many / LENGTH)
         cancelling = 1 + NOISE - 2 * product * n / LENGTH + product**2 * n * (n + 1 + many) / LENGTH**2
@@ -138,7 +138,7 @@ class InContext(Entry[System, Observed, Predicted]):
             1 + NOISE - n / (n + 1 + many),
         )
 
-    def check(self, system: System, observed: Observed, predicted: Predicted) -> list[Check]:  # noqa: ARG002
+    def check(self, system: System, observed: Observed, predicted: Predicted) -> list[Check]:
         scales, weights = observed.double[-1]
         loss, other = _surrogate(observed.single[-1]), _surrogate(observed.double[-1])
         early = observed.double[:2, 1, 0].log().diff().mean() / (STEP * EVERY)
@@ -146,46 +146,41 @@ class InContext(Entry[System, Observed, Predicted]):
         found = (loss - NOISE) / (other - NOISE)
         tight = 1e-11 if len(observed.times) > 200 else 1e-5  # what the time of the short form leaves
         return [
-            close("ω of one head, 1/√d", predicted.scale, observed.single[-1, 0], tight, kind="formula"),
-            close("its loss", predicted.loss, loss, 1e-9, kind="formula"),
-            close("Σμ of two heads", 0.0, weights.sum() / weights.abs().max(), 1e-12, kind="identity"),
-            close("|ω| of two heads", abs(float(scales[0])), abs(float(scales[1])), 1e-12, kind="identity"),
-            close("μ·ω of two heads", predicted.product, weights @ scales, 0.02, relative=True, kind="formula"),
-            close("their loss", predicted.limit, other, 5e-3, kind="formula"),
-            close("excess of one head over that of two", ratio, found, 0.05, relative=True, kind="formula"),
-            close("early growth rate", 2.0, early, 0.08, relative=True, kind="formula"),
-            close("best of the zero-sum loss", predicted.best, _best_cancelling(), 1e-12, kind="identity"),
+            formula.close("ω of one head, 1/√d", predicted.scale, observed.single[-1, 0], tight),
+            formula.close("its loss", predicted.loss, loss, 1e-9),
+            identity.close("Σμ of two heads", 0.0, weights.sum() / weights.abs().max(), 1e-12),
+            identity.close("|ω| of two heads", abs(float(scales[0])), abs(float(scales[1])), 1e-12),
+            formula.close("μ·ω of two heads", predicted.product, weights @ scales, 0.02, relative=True),
+            formula.close("their loss", predicted.limit, other, 5e-3),
+            formula.close("excess of one head over that of two", ratio, found, 0.05, relative=True),
+            formula.close("early growth rate", 2.0, early, 0.08, relative=True),
+            identity.close("best of the zero-sum loss", predicted.best, _best_cancelling(), 1e-12),
             # Five seeds, short and full: .059 to .089 and 0 to .033; .065 to .078 and .007 to .012
-            close(
-                "surrogate by sampling, to d/L",
-                predicted.loss,
-                observed.surrogate,
-                SIZE / LENGTH,
-                relative=True,
-                kind="monte-carlo",
+            monte_carlo.close(
+                "surrogate by sampling, to d/L", predicted.loss, observed.surrogate, SIZE / LENGTH, relative=True
             ),
-            close("zero-sum loss", predicted.cancelling, observed.cancelling, 0.03, relative=True, kind="monte-carlo"),
+            monte_carlo.close("zero-sum loss", predicted.cancelling, observed.cancelling, 0.03, relative=True),
         ]
 
-    def panels(self, system: System, observed: Observed, predicted: Predicted) -> tuple[Panel, Panel]:  # noqa: ARG002
+    def panels(self, system: System, observed: Observed, predicted: Predicted) -> tuple[Panel, Panel]:
         few = slice(0, 41, 2)
         times = observed.times[few]
         one = [_surrogate(state) for state in observed.single[few]]
         two = [_surrogate(state) for state in observed.double[few]]
         losses = (
-            Line.of("1 + σ² − 1/(1 + ex)", times, [predicted.loss] * len(one), observed=False),
-            Line.of("one head", times, one, observed=True),
-            Line.of("1 + σ² − 1/(1 + x)", times, [predicted.limit] * len(one), observed=False, group=1),
-            Line.of("two heads", times, two, observed=True, group=1),
+            curve("1 + σ² − 1/(1 + ex)", times, [predicted.loss] * len(one)),
+            points("one head", times, one),
+            curve("1 + σ² − 1/(1 + x)", times, [predicted.limit] * len(one), group=1),
+            points("two heads", times, two, group=1),
         )
         at = observed.times[list(observed.seen)]
         blocks = (
-            Line.of("ω (KQ)", at, observed.blocks[:, 0], observed=True),
-            Line.of("μ (OV)", at, observed.blocks[:, 1], observed=True, group=1),
+            points("ω (KQ)", at, observed.blocks[:, 0]),
+            points("μ (OV)", at, observed.blocks[:, 1], group=1),
         )
         return (
-            Panel("Loss, x = d(1 + σ²)/L", "time", "ℒ", losses),
-            Panel("Trace of the NTK by site, two heads", "time", "trace", blocks, "y"),
+            Panel.of("Loss, x = d(1 + σ²)/L", "time", "ℒ", *losses),
+            Panel.of("Trace of the NTK by site, two heads", "time", "trace", *blocks, log="y"),
         )
 
 

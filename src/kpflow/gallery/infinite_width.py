@@ -10,7 +10,7 @@ from kpflow.flow import InfiniteRecurrent, Ntk, infinite_recurrent
 from kpflow.operators import to_dense
 from kpflow.states import linearise
 
-from .entry import Check, Entry, Line, Panel, close
+from .entry import Check, Entry, Panel, curve, monte_carlo, points
 
 __all__ = ["InfiniteWidth"]
 
@@ -90,7 +90,7 @@ class InfiniteWidth(Entry[System, Observed, InfiniteRecurrent]):
     def predict(self, system: System) -> InfiniteRecurrent:
         return infinite_recurrent(system.inputs, recurrent=RECURRENT, drive=DRIVE, bias=BIAS)
 
-    def check(self, system: System, observed: Observed, predicted: InfiniteRecurrent) -> list[Check]:  # noqa: ARG002
+    def check(self, system: System, observed: Observed, predicted: InfiniteRecurrent) -> list[Check]:
         widths = torch.tensor(WIDTHS, dtype=torch.float64).log()
         slope = _slope(widths, observed.deviations.log())
         ntk, covariance = predicted.output_ntk[:, -1, :, -1], predicted.output_covariance[:, -1, :, -1]
@@ -102,29 +102,29 @@ class InfiniteWidth(Entry[System, Observed, InfiniteRecurrent]):
         # Short and full over seven seeds: −.66 to −.48, ≤ .030, ≤ .015, −1.15 to −.97, ≤ .03, −.68 to −.32; and
         # −.55 to −.49, ≤ .012, ≤ .008, −1.14 to −.98, ≤ .013, −.57 to −.44
         return [
-            close("exponent of the deviation over the width", -0.5, slope, 0.12, kind="monte-carlo"),
-            close("mean NTK of 256 units, relative", 0.0, bias, 0.04, kind="monte-carlo"),
-            close("covariance of outputs, relative", 0.0, off, 0.04, kind="monte-carlo"),
-            close("exponent of the excess kurtosis", -1.0, fall, 0.15, kind="monte-carlo"),
-            close("diagonal of the NTK of states", theta, observed.diagonal, 0.06, relative=True, kind="monte-carlo"),
-            close("exponent of its off-diagonal", -0.5, collapse, 0.1, kind="monte-carlo"),
+            monte_carlo.close("exponent of the deviation over the width", -0.5, slope, 0.12),
+            monte_carlo.close("mean NTK of 256 units, relative", 0.0, bias, 0.04),
+            monte_carlo.close("covariance of outputs, relative", 0.0, off, 0.04),
+            monte_carlo.close("exponent of the excess kurtosis", -1.0, fall, 0.15),
+            monte_carlo.close("diagonal of the NTK of states", theta, observed.diagonal, 0.06, relative=True),
+            monte_carlo.close("exponent of its off-diagonal", -0.5, collapse, 0.1),
         ]
 
-    def panels(self, system: System, observed: Observed, predicted: InfiniteRecurrent) -> tuple[Panel, Panel]:  # noqa: ARG002
+    def panels(self, system: System, observed: Observed, predicted: InfiniteRecurrent) -> tuple[Panel, Panel]:
         times = range(1, STEPS + 1)
         line = (observed.deviations[0] * (WIDTHS[0] / torch.tensor(WIDTHS)).sqrt()).tolist()
         blocks = (
-            Line.of("Θ(t, t)", times, predicted.ntk[0, :, 0].diagonal(), observed=False),
-            Line.of("tr NTK/n, 64 units", times, observed.diagonal, observed=True),
-            Line.of("C(t, t)", times, predicted.covariance[0, :, 0].diagonal(), observed=False, group=1),
+            curve("Θ(t, t)", times, predicted.ntk[0, :, 0].diagonal()),
+            points("tr NTK/n, 64 units", times, observed.diagonal),
+            curve("C(t, t)", times, predicted.covariance[0, :, 0].diagonal(), group=1),
         )
         deviations = (
-            Line.of("n^(−1/2)", WIDTHS, line, observed=False),
-            Line.of("output NTK", WIDTHS, observed.deviations, observed=True),
+            curve("n^(−1/2)", WIDTHS, line),
+            points("output NTK", WIDTHS, observed.deviations),
         )
         return (
-            Panel("Time blocks of the NTK of states", "t", "", blocks),
-            Panel("Deviation from the limit", "width", "relative", deviations, "xy"),
+            Panel.of("Time blocks of the NTK of states", "t", "", *blocks),
+            Panel.of("Deviation from the limit", "width", "relative", *deviations, log="xy"),
         )
 
 

@@ -6,7 +6,7 @@ from typing import NamedTuple, final
 import torch
 from torch import Tensor, nn
 
-from .entry import Check, Entry, Line, Panel, at_least, at_most, close
+from .entry import Check, Entry, Panel, curve, formula, identity, monte_carlo, points
 from .students import kinship
 
 __all__ = ["Knowledge"]
@@ -83,41 +83,40 @@ class Knowledge(Entry[System, Observed, Predicted]):
         wrong = system.noise / (ANSWERS - 1)
         return Predicted(-(1 - system.noise) * math.log(1 - system.noise) - system.noise * math.log(wrong))
 
-    def check(self, system: System, observed: Observed, predicted: Predicted) -> list[Check]:  # noqa: ARG002
+    def check(self, system: System, observed: Observed, predicted: Predicted) -> list[Check]:
         one, many = TEMPLATES
         excess = torch.stack([observed.losses[count][:, -1] - predicted.floor for count in TEMPLATES])
         divergence = torch.stack([observed.divergence[count] for count in TEMPLATES])
         # seven seeds, two nets each: accuracy ≥ .76 and ≤ .9, errors 0 and ≤ .08, correlations ≥ .005 apart, most .12
         return [
-            close("loss is the conditional entropy in the end", 0.0, excess, 2e-2, kind="formula"),
-            close("what it is more is the divergence from the labels", divergence, excess, 1e-5, kind="identity"),
-            at_least("never seen template, told in 8: accuracy", 0.9, observed.unseen[many].mean(), kind="monte-carlo"),
-            at_most("never seen template, told in 1: accuracy", 0.9, observed.unseen[one].mean(), kind="monte-carlo"),
-            at_most("held-out subjects, told in 8: error", 0.01, observed.errors[many].mean(), kind="monte-carlo"),
-            at_most("held-out subjects, told in 1: error", 0.1, observed.errors[one].mean(), kind="monte-carlo"),
-            at_least(
+            formula.close("loss is the conditional entropy in the end", 0.0, excess, 2e-2),
+            identity.close("what it is more is the divergence from the labels", divergence, excess, 1e-5),
+            monte_carlo.at_least("never seen template, told in 8: accuracy", 0.9, observed.unseen[many].mean()),
+            monte_carlo.at_most("never seen template, told in 1: accuracy", 0.9, observed.unseen[one].mean()),
+            monte_carlo.at_most("held-out subjects, told in 8: error", 0.01, observed.errors[many].mean()),
+            monte_carlo.at_most("held-out subjects, told in 1: error", 0.1, observed.errors[one].mean()),
+            monte_carlo.at_least(
                 "NTK and same subject: correlation, told in 8 more than in 1 by",
                 0.05,
                 observed.kinships[many].mean() - observed.kinships[one].mean(),
-                kind="monte-carlo",
             ),
         ]
 
     def panels(self, system: System, observed: Observed, predicted: Predicted) -> tuple[Panel, Panel]:
         steps = EVERY * torch.arange(observed.losses[1].shape[1])
-        lines = [Line.of("conditional entropy", [0, system.steps], [predicted.floor] * 2, observed=False)]
-        points = []
+        lines = [curve("conditional entropy", [0, system.steps], [predicted.floor] * 2)]
+        given = []
         for group, count in enumerate(TEMPLATES, start=1):
             name = f"told in {count}"
-            lines.append(Line.of(name, steps, observed.losses[count].mean(dim=0), observed=True, group=group))
-            points.append(Line.of(name, observed.kinships[count], observed.unseen[count], observed=True, group=group))
+            lines.append(points(name, steps, observed.losses[count].mean(dim=0), group=group))
+            given.append(points(name, observed.kinships[count], observed.unseen[count], group=group))
         return (
-            Panel("Loss in pre-training", "step", "nats", tuple(lines)),
-            Panel(
+            Panel.of("Loss in pre-training", "step", "nats", *lines),
+            Panel.of(
                 "What the NTK shares, and what is given",
                 "NTK and same subject: correlation",
                 "accuracy, unseen template",
-                tuple(points),
+                *given,
             ),
         )
 

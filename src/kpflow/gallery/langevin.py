@@ -10,7 +10,7 @@ from torch import Tensor
 
 from kpflow._checks import check_range
 
-from .entry import Check, Entry, Line, Panel, at_least, at_most, close
+from .entry import Check, Entry, Panel, curve, formula, identity, monte_carlo, points
 from .students import scalar_propagator
 
 __all__ = ["Langevin"]
@@ -130,80 +130,52 @@ class Langevin(Entry[System, Observed, Predicted]):
         covariance = observed.propagator * kicks @ observed.propagator.mT
         # seven seeds, short: at most 4.3 %, 4.9 %, 4.5 %, cosine ≥ 0.93, 0.04 and 0.32
         return [
-            close(
-                "variance of the last state is T/λ", HEAT / RATE, observed.last, 7e-2, relative=True, kind="monte-carlo"
+            monte_carlo.close("variance of the last state is T/λ", HEAT / RATE, observed.last, 7e-2, relative=True),
+            monte_carlo.close("variance of the average", predicted.averaged, observed.averaged, 7e-2, relative=True),
+            identity.close("diag P Σ Pᵀ is T/λ", HEAT / RATE, covariance.diagonal(), 1e-12),
+            formula.close(
+                "the average's variance by P", predicted.averaged[-1], covariance.mean(), 1e-2, relative=True
             ),
-            close(
-                "variance of the average",
-                predicted.averaged,
-                observed.averaged,
-                7e-2,
-                relative=True,
-                kind="monte-carlo",
+            formula.close("gain of P at each frequency", predicted.gains, _gains(observed), 1e-6, relative=True),
+            monte_carlo.close(
+                "mean under exp(b T[x, x, x]) along the partial trace", 1.0, observed.tilted @ along / scale, 0.1
             ),
-            close("diag P Σ Pᵀ is T/λ", HEAT / RATE, covariance.diagonal(), 1e-12, kind="identity"),
-            close(
-                "the average's variance by P",
-                predicted.averaged[-1],
-                covariance.mean(),
-                1e-2,
-                relative=True,
-                kind="formula",
+            monte_carlo.at_least("cosine of the chains' average with the partial trace", 0.9, cosine),
+            monte_carlo.close("its overlap with v", along @ system.spike, mean @ system.spike, 0.1),
+            monte_carlo.at_most(
+                "overlap of last states with v over that", 0.5, observed.overlap / float(mean @ system.spike)
             ),
-            close(
-                "gain of P at each frequency", predicted.gains, _gains(observed), 1e-6, relative=True, kind="formula"
-            ),
-            close(
-                "mean under exp(b T[x, x, x]) along the partial trace",
-                1.0,
-                observed.tilted @ along / scale,
-                0.1,
-                kind="monte-carlo",
-            ),
-            at_least("cosine of the chains' average with the partial trace", 0.9, cosine, kind="monte-carlo"),
-            close("its overlap with v", along @ system.spike, mean @ system.spike, 0.1, kind="monte-carlo"),
-            at_most(
-                "overlap of last states with v over that",
-                0.5,
-                observed.overlap / float(mean @ system.spike),
-                kind="monte-carlo",
-            ),
-            close(
+            formula.close(
                 "exponent of escape times over d, k = 3 and 4; over ½ ln d, k = 2",
                 [1.0, 0.5, 1.0],
                 observed.exponents,
                 0.02,
                 relative=True,
-                kind="formula",
             ),
         ]
 
-    def panels(self, system: System, observed: Observed, predicted: Predicted) -> tuple[Panel, Panel]:  # noqa: ARG002
+    def panels(self, system: System, observed: Observed, predicted: Predicted) -> tuple[Panel, Panel]:
         times, fine = TICK * TIMES, torch.logspace(0, math.log10(20), 50, dtype=torch.float64)
         passed = RATE * fine
-        curve = 2 * HEAT / (RATE * passed) * (1 - (1 - torch.exp(-passed)) / passed)
+        averaged = 2 * HEAT / (RATE * passed) * (1 - (1 - torch.exp(-passed)) / passed)
         return (
-            Panel(
+            Panel.of(
                 "Variance of a particle, and of its average",
                 "time",
                 "variance",
-                (
-                    Line.of("last state, T/λ", [1.0, 20.0], [HEAT / RATE] * 2, observed=False),
-                    Line.of("", times, observed.last, observed=True),
-                    Line.of("average", fine, curve, observed=False, group=1),
-                    Line.of("", times, observed.averaged, observed=True, group=1),
-                ),
-                "xy",
+                curve("last state, T/λ", [1.0, 20.0], [HEAT / RATE] * 2),
+                points("", times, observed.last),
+                curve("average", fine, averaged, group=1),
+                points("", times, observed.averaged, group=1),
+                log="xy",
             ),
-            Panel(
+            Panel.of(
                 "Gain of the propagator",
                 "frequency per step",
                 "gain",
-                (
-                    Line.of("1 / |1 − ρe^{−iω}|", FREQUENCIES, predicted.gains, observed=False),
-                    Line.of("P of 200 steps", FREQUENCIES, _gains(observed), observed=True),
-                ),
-                "xy",
+                curve("1 / |1 − ρe^{−iω}|", FREQUENCIES, predicted.gains),
+                points("P of 200 steps", FREQUENCIES, _gains(observed)),
+                log="xy",
             ),
         )
 

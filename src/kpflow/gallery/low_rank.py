@@ -9,7 +9,7 @@ from torch import Tensor
 from kpflow.flow import cores
 from kpflow.states import linearise
 
-from .entry import Check, Entry, Line, Panel, at_most, close
+from .entry import Check, Entry, Line, Panel, curve, formula, identity, points
 from .students import linear_network
 
 __all__ = ["LowRank"]
@@ -158,15 +158,15 @@ class LowRank(Entry[System, Observed, Predicted]):
         off = (observed.final - predicted.final).abs().max() / scale
         stationary = (observed.final + observed.gradient / system.decay).abs().max() / scale
         return [
-            close("W = −∇L/λ at the end, over max |W|", 0.0, stationary, 2e-3, kind="formula"),
-            close("W = YXᵀ (XXᵀ + nλ)⁻¹, over max |W|", 0.0, off, 2e-3, kind="formula"),
-            close("rank of W", float(TRUE_RANK), ranks[0], 0.0, kind="formula"),
-            at_most("rank of ∇L", float(DATA), ranks[1], kind="identity"),
-            close("σ₁₃/σ₁ of W_t − (1−ηλ)^t W₀", 0.0, beyond, 1e-12, kind="identity"),
-            close("|G|² = ⟨ΔᵀΔ, XᵀX⟩", predicted.size, observed.size, 1e-12, relative=True, kind="identity"),
-            close("ranks of the layers at one threshold", layers[0], layers[1], 0.0, kind="identity"),
-            close("truncation error is the tail energy", predicted.tails, observed.tails, 1e-9, kind="identity"),
-            close("spectrum of the core is that of XᵀX", predicted.gram, observed.gram, 1e-10, kind="identity"),
+            formula.close("W = −∇L/λ at the end, over max |W|", 0.0, stationary, 2e-3),
+            formula.close("W = YXᵀ (XXᵀ + nλ)⁻¹, over max |W|", 0.0, off, 2e-3),
+            formula.close("rank of W", float(TRUE_RANK), ranks[0], 0.0),
+            identity.at_most("rank of ∇L", float(DATA), ranks[1]),
+            identity.close("σ₁₃/σ₁ of W_t − (1−ηλ)^t W₀", 0.0, beyond, 1e-12),
+            identity.close("|G|² = ⟨ΔᵀΔ, XᵀX⟩", predicted.size, observed.size, 1e-12, relative=True),
+            identity.close("ranks of the layers at one threshold", layers[0], layers[1], 0.0),
+            identity.close("truncation error is the tail energy", predicted.tails, observed.tails, 1e-9),
+            identity.close("spectrum of the core is that of XᵀX", predicted.gram, observed.gram, 1e-10),
         ]
 
     def panels(self, system: System, observed: Observed, predicted: Predicted) -> tuple[Panel, Panel]:
@@ -174,14 +174,14 @@ class LowRank(Entry[System, Observed, Predicted]):
         number = torch.arange(1, SIZE + 1)
         values = [torch.linalg.svdvals(M)[:DATA] for M in (observed.final, observed.gradient)]
         lines = (
-            Line.of("core XᵀX", number[:DATA], predicted.gram, observed=False),
-            Line.of("core by kpflow", number[:DATA], observed.gram, observed=True),
-            Line.of("σ of W", number[:TRUE_RANK], values[0][:TRUE_RANK], observed=True, group=1),
-            Line.of("σ of ∇L", number[:TRUE_RANK], values[1][:TRUE_RANK], observed=True, group=2),
+            curve("core XᵀX", number[:DATA], predicted.gram),
+            points("core by kpflow", number[:DATA], observed.gram),
+            points("σ of W", number[:TRUE_RANK], values[0][:TRUE_RANK], group=1),
+            points("σ of ∇L", number[:TRUE_RANK], values[1][:TRUE_RANK], group=2),
         )
         return (
-            Panel("Spectra of three layers and the threshold", "number", "σ/σ_max", kept),
-            Panel("The core bounds the rank", "number", "eigenvalue, σ", lines, "y"),
+            Panel.of("Spectra of three layers and the threshold", "number", "σ/σ_max", *kept),
+            Panel.of("The core bounds the rank", "number", "eigenvalue, σ", *lines, log="y"),
         )
 
 
@@ -189,8 +189,8 @@ def _spectrum(layer: Tensor, fall: float, group: int) -> tuple[Line, Line]:
     number, values = torch.arange(1, WIDTH + 1), torch.linalg.svdvals(layer)
     rank = int((values > THRESHOLD * values[0]).sum())
     return (
-        Line.of(f"rank {rank}", number, torch.exp(-fall * (number - 1)), observed=False, group=group),
-        Line.of("", number[:rank:3], (values / values[0])[:rank:3], observed=True, group=group),
+        curve(f"rank {rank}", number, torch.exp(-fall * (number - 1)), group=group),
+        points("", number[:rank:3], (values / values[0])[:rank:3], group=group),
     )
 
 

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from kpflow._checks import check_range
 
-from .entry import Check, Entry, Line, Panel, at_least, at_most, close
+from .entry import Check, Entry, Panel, curve, identity, monte_carlo, points
 from .students import output_jacobian
 
 __all__ = ["MaskSearch"]
@@ -103,69 +103,51 @@ class MaskSearch(Entry[System, Observed, Predicted]):
         mean = 0.5 * (torch.einsum("i,pij,j->p", 1 - RATES, gram, 1 - RATES) + spread)
         return Predicted(losses.min(dim=1).values, mean, gram)
 
-    def check(self, system: System, observed: Observed, predicted: Predicted) -> list[Check]:  # noqa: ARG002
+    def check(self, system: System, observed: Observed, predicted: Predicted) -> list[Check]:
         near = [int((losses <= 1.05 * predicted.best).sum()) for losses in (observed.search, observed.saliency)]
         kernels = observed.jacobians @ observed.jacobians.mT
         # eight seeds: the search 20 seven times and 19 once, saliency 4 to 9
         return [
-            close(
-                "Gram of the mask is JᵀJ",
-                predicted.gram[:SEEN],
-                observed.jacobians.mT @ observed.jacobians,
-                1e-12,
-                kind="identity",
+            identity.close(
+                "Gram of the mask is JᵀJ", predicted.gram[:SEEN], observed.jacobians.mT @ observed.jacobians, 1e-12
             ),
-            close(
+            identity.close(
                 "its spectrum is that of the NTK",
                 torch.linalg.eigvalsh(predicted.gram[:SEEN]),
                 torch.linalg.eigvalsh(kernels)[:, -SIZE:],
                 1e-10,
-                kind="identity",
             ),
-            close("mean loss over all 2^d random masks", predicted.mean, observed.enumerated, 1e-10, kind="identity"),
-            close("problems of 20 in which the search is within 5 % of the best", 20, near[0], 1.0, kind="monte-carlo"),
-            at_most("the same by saliency", 14.0, float(near[1]), kind="monte-carlo"),
-            at_least(
-                "no mask is better than the best of all",
-                0.0,
-                (observed.search - predicted.best).min() + 1e-12,
-                kind="identity",
+            identity.close("mean loss over all 2^d random masks", predicted.mean, observed.enumerated, 1e-10),
+            monte_carlo.close("problems of 20 in which the search is within 5 % of the best", 20, near[0], 1.0),
+            monte_carlo.at_most("the same by saliency", 14.0, float(near[1])),
+            identity.at_least(
+                "no mask is better than the best of all", 0.0, (observed.search - predicted.best).min() + 1e-12
             ),
         ]
 
-    def panels(self, system: System, observed: Observed, predicted: Predicted) -> tuple[Panel, Panel]:  # noqa: ARG002
+    def panels(self, system: System, observed: Observed, predicted: Predicted) -> tuple[Panel, Panel]:
         order = predicted.best.argsort()
         number = torch.arange(1, len(order) + 1)
         gram = predicted.gram[0]
         ranks = torch.arange(1, SIZE + 1)
         values = torch.linalg.eigvalsh(observed.jacobians[0] @ observed.jacobians[0].mT)[-SIZE:]
         return (
-            Panel(
+            Panel.of(
                 "Loss of the masks that were found",
                 "problem, by its best loss",
                 "loss",
-                (
-                    Line.of("best of all masks", number, predicted.best[order], observed=False),
-                    Line.of("search", number, observed.search[order], observed=True),
-                    Line.of("saliency", number, observed.saliency[order], observed=True, group=1),
-                ),
+                curve("best of all masks", number, predicted.best[order]),
+                points("search", number, observed.search[order]),
+                points("saliency", number, observed.saliency[order], group=1),
             ),
-            Panel(
+            Panel.of(
                 "Spectrum of the mask's NTK, one problem",
                 "number",
                 "",
-                (
-                    Line.of("eigenvalues of JᵀJ", ranks, torch.linalg.eigvalsh(gram).flip(0), observed=False),
-                    Line.of("of J Jᵀ", ranks, values.flip(0), observed=True),
-                    Line.of(
-                        "diagonal of JᵀJ: saliency",
-                        ranks,
-                        gram.diagonal().sort(descending=True).values,
-                        observed=False,
-                        group=1,
-                    ),
-                ),
-                "y",
+                curve("eigenvalues of JᵀJ", ranks, torch.linalg.eigvalsh(gram).flip(0)),
+                points("of J Jᵀ", ranks, values.flip(0)),
+                curve("diagonal of JᵀJ: saliency", ranks, gram.diagonal().sort(descending=True).values, group=1),
+                log="y",
             ),
         )
 

@@ -6,7 +6,7 @@ from typing import NamedTuple, final
 import torch
 from torch import Tensor, nn
 
-from .entry import Check, Entry, Line, Panel, at_least, at_most, close
+from .entry import Check, Entry, Line, Panel, curve, formula, identity, monte_carlo, points
 from .flows import rk4
 from .students import output_ntk
 
@@ -140,7 +140,7 @@ class ModularAddition(Entry[System, Observed, Predicted]):
         ]
         return Predicted(first, score.argmax(dim=1), a.abs().argmax(dim=1), course, torch.stack(gradients), pull)
 
-    def check(self, system: System, observed: Observed, predicted: Predicted) -> list[Check]:  # noqa: ARG002
+    def check(self, system: System, observed: Observed, predicted: Predicted) -> list[Check]:
         size = observed.final[0].abs()
         grown = size.amax(dim=1) > GROWN
         wins = size.argmax(dim=1)[grown]
@@ -154,38 +154,38 @@ class ModularAddition(Entry[System, Observed, Predicted]):
         wanted = predicted.gradients / scale
         ranks = [_effective_rank(values) for values in observed.spectra]
         return [
-            close("velocity at the uniform softmax", predicted.first, observed.first, 1e-13, kind="identity"),
-            close("α² − 2β² is conserved", 0.0, observed.charges[0], 1e-9, kind="formula"),
-            close("α²β sin D is conserved", 0.0, observed.charges[1], 1e-9, kind="formula"),
-            close("energy of its maxima, p/4", P / 4, observed.energies, 1e-9, kind="formula"),
-            close("−∂L/∂F, over its largest", wanted, observed.gradients[2:] / scale, 1e-10, kind="identity"),
-            close("|G_F| ∝ η without decay", 1.0, torch.log10(norms[1] / norms[0]), 1e-2, kind="formula"),
-            at_least("cosine with ỸỸᵀF, large η", 0.99, cosines[3], kind="formula"),
+            identity.close("velocity at the uniform softmax", predicted.first, observed.first, 1e-13),
+            formula.close("α² − 2β² is conserved", 0.0, observed.charges[0], 1e-9),
+            formula.close("α²β sin D is conserved", 0.0, observed.charges[1], 1e-9),
+            formula.close("energy of its maxima, p/4", P / 4, observed.energies, 1e-9),
+            identity.close("−∂L/∂F, over its largest", wanted, observed.gradients[2:] / scale, 1e-10),
+            formula.close("|G_F| ∝ η without decay", 1.0, torch.log10(norms[1] / norms[0]), 1e-2),
+            formula.at_least("cosine with ỸỸᵀF, large η", 0.99, cosines[3]),
             # seven seeds: lottery 0 to .07, size .35 to .6 more, |D| .05 to .18, ranks .43 to .78, alignment 1.9 to 3.
-            at_most("share of grown neurons that the lottery gets wrong", 0.15, wrong, kind="monte-carlo"),
-            at_least("by how much the largest amplitude is wrong more often", 0.0, by_size - wrong, kind="monte-carlo"),
-            at_most("median |D| of grown neurons", 0.15, phase, kind="monte-carlo"),
-            close("accuracy at the end", 1.0, observed.accuracy[-1], 0.0, kind="monte-carlo"),
-            at_most("effective rank of the NTK, after over before", 0.9, ranks[1] / ranks[0], kind="monte-carlo"),
-            at_least("its alignment with the label, after over before", 1.5, observed.alignment, kind="monte-carlo"),
+            monte_carlo.at_most("share of grown neurons that the lottery gets wrong", 0.15, wrong),
+            monte_carlo.at_least("by how much the largest amplitude is wrong more often", 0.0, by_size - wrong),
+            monte_carlo.at_most("median |D| of grown neurons", 0.15, phase),
+            monte_carlo.close("accuracy at the end", 1.0, observed.accuracy[-1], 0.0),
+            monte_carlo.at_most("effective rank of the NTK, after over before", 0.9, ranks[1] / ranks[0]),
+            monte_carlo.at_least("its alignment with the label, after over before", 1.5, observed.alignment),
         ]
 
-    def panels(self, system: System, observed: Observed, predicted: Predicted) -> tuple[Panel, Panel]:  # noqa: ARG002
+    def panels(self, system: System, observed: Observed, predicted: Predicted) -> tuple[Panel, Panel]:
         neurons = observed.final[0].abs().amax(dim=1).argsort(descending=True)[:4]
         lines: list[Line] = []
         for g, m in enumerate(neurons.tolist()):
             k = int(observed.final[0, m].abs().argmax())
             along = predicted.course[::25][: len(observed.times)].clamp(max=2.0)
-            lines.append(Line.of(f"frequency {k + 1}", observed.times, along[:, m, k], observed=False, group=g))
-            lines.append(Line.of("", observed.times, observed.amplitudes[:, m, k], observed=True, group=g))
+            lines.append(curve(f"frequency {k + 1}", observed.times, along[:, m, k], group=g))
+            lines.append(points("", observed.times, observed.amplitudes[:, m, k], group=g))
         number = torch.arange(1, 61)
         values = tuple(
-            Line.of(name, number, spectrum[:60] / spectrum[0], observed=True, group=i)
+            points(name, number, spectrum[:60] / spectrum[0], group=i)
             for i, (name, spectrum) in enumerate(zip(("before", "after"), observed.spectra, strict=True))
         )
         return (
-            Panel("Amplitudes: the reduced flow up to 2", "step", "α", tuple(lines), "y"),
-            Panel("Spectrum of the NTK of a logit", "number", "eigenvalue / largest", values, "y"),
+            Panel.of("Amplitudes: the reduced flow up to 2", "step", "α", *lines, log="y"),
+            Panel.of("Spectrum of the NTK of a logit", "number", "eigenvalue / largest", *values, log="y"),
         )
 
 

@@ -11,7 +11,7 @@ from kpflow.flow import Charges, OutputJacobian, find_charges
 from kpflow.operators import to_dense
 from kpflow.states import linearise
 
-from .entry import Check, Entry, Line, Panel, close
+from .entry import Check, Entry, Line, Panel, curve, formula, identity, points
 from .flows import rk4
 
 __all__ = ["Noether"]
@@ -74,7 +74,7 @@ class Noether(Entry[System, Observed, Predicted]):
     )
     omits = "Batch norm in deep networks, stochastic gradients, and the analogy with a Lagrangian."
 
-    def make(self, seed: int = 0, *, short: bool = False, broken: bool = False) -> System:  # noqa: ARG002
+    def make(self, seed: int = 0, *, short: bool = False, broken: bool = False) -> System:
         generator = torch.Generator().manual_seed(seed)
         inputs, start, teacher = (
             torch.randn(*shape, generator=generator, dtype=torch.float64) for shape in ((64, 6), (93,), (6, 3))
@@ -132,50 +132,23 @@ class Noether(Entry[System, Observed, Predicted]):
         stepped = observed.found.after_step(system.start, observed.gradient, RATE, DECAY)
         moved = kept * system.start - RATE * observed.gradient
         return [
-            close(
-                "⟨ξ, ∂L/∂θ⟩ vanishes",
-                0.0,
-                _pairings(system.start, observed.gradient, predicted),
-                1e-14,
-                kind="identity",
+            identity.close("⟨ξ, ∂L/∂θ⟩ vanishes", 0.0, _pairings(system.start, observed.gradient, predicted), 1e-14),
+            identity.close("charges under gradient flow", conserved[:1], conserved, 1e-5),
+            identity.close(
+                "‖w‖² and ‖W₁ⱼ‖² − ‖W₂ⱼ‖² after each step", kept**2 * before + RATE**2 * kicked, after, 1e-12
             ),
-            close("charges under gradient flow", conserved[:1], conserved, 1e-5, kind="identity"),
-            close(
-                "‖w‖² and ‖W₁ⱼ‖² − ‖W₂ⱼ‖² after each step",
-                kept**2 * before + RATE**2 * kicked,
-                after,
-                1e-12,
-                kind="identity",
-            ),
-            close("Σ b after each step", kept * shift[:-1], shift[1:], 1e-12, kind="identity"),
-            close("the continuous law of ‖w‖² errs by O(η): exponent", 1.0, observed.slope, 0.2, kind="formula"),
-            close(
-                "heavy ball: law of ‖w‖² of second order, over 2λ‖w‖²",
-                0.0,
-                (left - right) / scale,
-                1e-4,
-                kind="formula",
-            ),
-            close(
-                "‖w‖⁴ where steps and decay balance",
-                predicted.orbit,
-                observed.orbit,
-                1e-12,
-                relative=True,
-                kind="formula",
-            ),
-            close("charges found as null vectors of J", predicted.charges, len(observed.found), 0.0, kind="identity"),
-            close(
-                "those written down are among them", 0.0, written - written @ basis @ basis.mT, 1e-9, kind="identity"
-            ),
-            close("J ξ of all", 0.0, observed.image, 1e-10, kind="identity"),
-            close("all of them after a step with decay", stepped, observed.found.values(moved), 1e-11, kind="identity"),
-            close(
-                "null directions of JᵀJ", predicted.nulls, int((observed.spectrum < 1e-10).sum()), 0.0, kind="identity"
-            ),
+            identity.close("Σ b after each step", kept * shift[:-1], shift[1:], 1e-12),
+            formula.close("the continuous law of ‖w‖² errs by O(η): exponent", 1.0, observed.slope, 0.2),
+            formula.close("heavy ball: law of ‖w‖² of second order, over 2λ‖w‖²", 0.0, (left - right) / scale, 1e-4),
+            formula.close("‖w‖⁴ where steps and decay balance", predicted.orbit, observed.orbit, 1e-12, relative=True),
+            identity.close("charges found as null vectors of J", predicted.charges, len(observed.found), 0.0),
+            identity.close("those written down are among them", 0.0, written - written @ basis @ basis.mT, 1e-9),
+            identity.close("J ξ of all", 0.0, observed.image, 1e-10),
+            identity.close("all of them after a step with decay", stepped, observed.found.values(moved), 1e-11),
+            identity.close("null directions of JᵀJ", predicted.nulls, int((observed.spectrum < 1e-10).sum()), 0.0),
         ]
 
-    def panels(self, system: System, observed: Observed, predicted: Predicted) -> tuple[Panel, Panel]:  # noqa: ARG002
+    def panels(self, system: System, observed: Observed, predicted: Predicted) -> tuple[Panel, Panel]:
         steps = torch.arange(len(observed.descent))
         lines: list[Line] = []
         for group, (label, row) in enumerate((("‖w‖²", 8), ("‖W₁₁‖² − ‖W₂₁‖²", 0), ("‖W₁₂‖² − ‖W₂₂‖²", 1))):
@@ -184,22 +157,22 @@ class Noether(Entry[System, Observed, Predicted]):
             for kick in (0.5 * observed.forces[:-1].square() @ predicted.scalings[row]).tolist():
                 law.append((1 - RATE * DECAY) ** 2 * law[-1] + RATE**2 * kick)
             lines += [
-                Line.of(label, steps, law, observed=False, group=group),
-                Line.of("", steps[::20], charge[::20], observed=True, group=group),
+                curve(label, steps, law, group=group),
+                points("", steps[::20], charge[::20], group=group),
             ]
         shift = observed.descent[:, 90:].sum(dim=1)
         law = shift[0] * (1 - RATE * DECAY) ** steps
         lines += [
-            Line.of("Σ b", steps, law, observed=False, group=3),
-            Line.of("", steps[::20], shift[::20], observed=True, group=3),
+            curve("Σ b", steps, law, group=3),
+            points("", steps[::20], shift[::20], group=3),
         ]
         order = torch.arange(1, len(observed.spectrum) + 1)
-        shown = Line.of("", order, observed.spectrum.clamp_min(1e-18), observed=True)
+        shown = points("", order, observed.spectrum.clamp_min(1e-18))
         edge = len(observed.spectrum) - predicted.nulls + 0.5
-        border = Line.of(f"{predicted.nulls} null directions", [edge, edge], [1e-18, 1e2], observed=False, group=1)
+        border = curve(f"{predicted.nulls} null directions", [edge, edge], [1e-18, 1e2], group=1)
         return (
-            Panel("Charges under steps and decay, on their exact law", "step", "charge", tuple(lines)),
-            Panel("Spectrum of JᵀJ: charges are its null vectors", "number", "eigenvalue", (shown, border), "y"),
+            Panel.of("Charges under steps and decay, on their exact law", "step", "charge", *lines),
+            Panel.of("Spectrum of JᵀJ: charges are its null vectors", "number", "eigenvalue", shown, border, log="y"),
         )
 
 

@@ -7,7 +7,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from .entry import Check, Entry, Line, Panel, close
+from .entry import Check, Entry, Panel, curve, formula, monte_carlo, points
 from .flows import rk4
 from .students import output_ntk
 
@@ -130,10 +130,10 @@ class RandomTeacher(Entry[System, Observed, Predicted]):
         missed = gaps[-1] / observed.starts[-1].square().sum(dim=1).mean().sqrt()
         # eleven seeds: order 1.64 to 1.96; within a linear piece it is 2, of units that change sides at random 3/2
         return [
-            close("nearest student: r(t) − e^{−Θt} r(0), over r(0)", 0.0, missed, 4e-2, kind="formula"),
-            close("its order in α", 1.85, order, 0.28, kind="monte-carlo"),
-            close("first step of gradient descent: exponent over α", 1.0, slope, 0.05, kind="formula"),
-            close("first step of Adam over lr √P", 1.0, observed.adam / predicted.adam, 4e-2, kind="formula"),
+            formula.close("nearest student: r(t) − e^{−Θt} r(0), over r(0)", 0.0, missed, 4e-2),
+            monte_carlo.close("its order in α", 1.85, order, 0.28),
+            formula.close("first step of gradient descent: exponent over α", 1.0, slope, 0.05),
+            formula.close("first step of Adam over lr √P", 1.0, observed.adam / predicted.adam, 4e-2),
         ]
 
     def panels(self, system: System, observed: Observed, predicted: Predicted) -> tuple[Panel, Panel]:
@@ -143,28 +143,24 @@ class RandomTeacher(Entry[System, Observed, Predicted]):
         alphas, gaps = torch.tensor(system.distances), _gaps(observed, predicted)
         second, nearest = float(gaps[-1] / alphas[-1] ** 2), float(observed.descent[-1] / FIRST[-1])
         return (
-            Panel(
+            Panel.of(
                 "What the teacher's NTK misses, and first steps",
                 "α",
                 "length",
-                (
-                    Line.of("∝ α²", alphas, second * alphas.square(), observed=False),
-                    Line.of("r(t) − e^{−Θt} r(0)", alphas, gaps, observed=True),
-                    Line.of("Adam, lr √P", FIRST, [RATE * predicted.adam] * len(FIRST), observed=False, group=1),
-                    Line.of("", FIRST, RATE * observed.adam, observed=True, group=1),
-                    Line.of("descent, ∝ α", FIRST, nearest * torch.tensor(FIRST), observed=False, group=2),
-                    Line.of("", FIRST, observed.descent, observed=True, group=2),
-                ),
-                "xy",
+                curve("∝ α²", alphas, second * alphas.square()),
+                points("r(t) − e^{−Θt} r(0)", alphas, gaps),
+                curve("Adam, lr √P", FIRST, [RATE * predicted.adam] * len(FIRST), group=1),
+                points("", FIRST, RATE * observed.adam, group=1),
+                curve("descent, ∝ α", FIRST, nearest * torch.tensor(FIRST), group=2),
+                points("", FIRST, observed.descent, group=2),
+                log="xy",
             ),
-            Panel(
+            Panel.of(
                 "What is left of each mode of Θ, smallest α",
                 "eigenvalue",
                 "share",
-                (
-                    Line.of("e^{−λt}", values, torch.exp(-values * predicted.time), observed=False),
-                    Line.of("student", values, left, observed=True),
-                ),
+                curve("e^{−λt}", values, torch.exp(-values * predicted.time)),
+                points("student", values, left),
             ),
         )
 

@@ -7,7 +7,7 @@ import numpy as np
 import torch
 from numpy import ndarray
 
-from .entry import Check, Entry, Line, Panel, close
+from .entry import Check, Entry, Panel, curve, formula, identity, points
 from .students import linear_network, output_ntk
 
 __all__ = ["Saddles"]
@@ -110,7 +110,7 @@ class Saddles(Entry[System, Observed, Predicted]):
             _attention(system.heads, system.small),
         )
 
-    def predict(self, system: System) -> Predicted:  # noqa: ARG002
+    def predict(self, system: System) -> Predicted:
         gains = COVARIANCE / (1 + (1 + COVARIANCE.sum() / COVARIANCE) / 31)
         return Predicted(
             np.array([0.5 * (MODES[k:] ** 2).sum() for k in range(5)]),
@@ -120,73 +120,46 @@ class Saddles(Entry[System, Observed, Predicted]):
             COVARIANCE.sum() - np.cumsum([0.0, *gains]),
         )
 
-    def check(self, system: System, observed: Observed, predicted: Predicted) -> list[Check]:  # noqa: ARG002
+    def check(self, system: System, observed: Observed, predicted: Predicted) -> list[Check]:
         rested = observed.losses[observed.rests]
         return [
-            close(
-                "linear: loss where the gradient is least at each rank",
-                predicted.plateaus,
-                rested,
-                4e-3,
-                kind="formula",
-            ),
-            close(
+            formula.close("linear: loss where the gradient is least at each rank", predicted.plateaus, rested, 4e-3),
+            identity.close(
                 "linear: the gradient is least at one rank after the other",
                 0.0,
                 float((np.diff(observed.rests) <= 0).sum()),
                 0.0,
-                kind="identity",
             ),
-            close(
-                "linear: delay of each mode by ln(1/scale)",
-                predicted.delays,
-                observed.delays,
-                2e-2,
-                relative=True,
-                kind="formula",
+            formula.close(
+                "linear: delay of each mode by ln(1/scale)", predicted.delays, observed.delays, 2e-2, relative=True
             ),
-            close("linear: rank of the NTK at each saddle", predicted.kernels, observed.kernels, 0.0, kind="identity"),
-            close(
+            identity.close("linear: rank of the NTK at each saddle", predicted.kernels, observed.kernels, 0.0),
+            formula.close(
                 "ReLU: loss with 0, 1 and 2 distinct neurons is that of so narrow a net",
                 predicted.relu,
                 observed.relu,
                 2e-3,
-                kind="formula",
             ),
-            close(
-                "ReLU: distinct neurons at its rests",
-                [1.0, 2.0],
-                observed.neurons,
-                0.0,
-                kind="identity",
-            ),
-            close(
-                "attention: loss with 0 to 3 heads",
-                predicted.attention,
-                observed.attention,
-                2e-3,
-                kind="formula",
-            ),
+            identity.close("ReLU: distinct neurons at its rests", [1.0, 2.0], observed.neurons, 0.0),
+            formula.close("attention: loss with 0 to 3 heads", predicted.attention, observed.attention, 2e-3),
         ]
 
-    def panels(self, system: System, observed: Observed, predicted: Predicted) -> tuple[Panel, Panel]:  # noqa: ARG002
+    def panels(self, system: System, observed: Observed, predicted: Predicted) -> tuple[Panel, Panel]:
         times = RATE * np.arange(len(observed.losses))
         rests = [
-            Line.of(f"rank {k}", [0.0, float(times[-1])], [plateau] * 2, observed=False, group=k)
+            curve(f"rank {k}", [0.0, float(times[-1])], [plateau] * 2, group=k)
             for k, plateau in enumerate(predicted.plateaus[:4].tolist())
         ]
-        seen = Line.of("", times[::12], observed.losses[::12], observed=True, group=4)
+        seen = points("", times[::12], observed.losses[::12], group=4)
         ranks = range(5)
         return (
-            Panel("Loss of a linear net: it rests at each rank", "time", "loss", (*rests, seen)),
-            Panel(
+            Panel.of("Loss of a linear net: it rests at each rank", "time", "loss", *rests, seen),
+            Panel.of(
                 "Rank of the NTK at each saddle",
                 "modes learned",
                 "rank",
-                (
-                    Line.of("d² − (d − k)²", list(ranks), predicted.kernels, observed=False),
-                    Line.of("", list(ranks), observed.kernels, observed=True),
-                ),
+                curve("d² − (d − k)²", list(ranks), predicted.kernels),
+                points("", list(ranks), observed.kernels),
             ),
         )
 

@@ -10,7 +10,7 @@ from kpflow.flow import Ntk
 from kpflow.operators import to_dense
 from kpflow.states import linearise
 
-from .entry import Check, Entry, Line, Panel, close
+from .entry import Check, Entry, Panel, curve, formula, identity, points
 from .flows import rk4
 
 __all__ = ["Saxe"]
@@ -142,50 +142,42 @@ class Saxe(Entry[System, Observed, Predicted]):
             predicted.strengths[observed.seen][:, :, None] + predicted.strengths[observed.seen][:, None, :]
         ).flatten(1)
         return [
-            close(
-                "strengths of the modes under gradient flow", predicted.strengths, observed.flow, 1e-7, kind="formula"
-            ),
-            close(
+            formula.close("strengths of the modes under gradient flow", predicted.strengths, observed.flow, 1e-7),
+            formula.close(
                 f"the same by gradient descent, step {system.descent:g}",
                 predicted.strengths,
                 observed.descent,
                 10 * system.descent,
-                kind="formula",
             ),
-            close("modes do not couple", 0.0, observed.coupling, 1e-12, kind="identity"),
-            close("times of half the rise", half, rise, 10 * STEP, kind="formula"),
+            identity.close("modes do not couple", 0.0, observed.coupling, 1e-12),
+            formula.close("times of half the rise", half, rise, 10 * STEP),
             *(
-                close(f"strength of a mode in {depth} layers", predicted.deep[depth], path, 1e-6, kind="formula")
+                formula.close(f"strength of a mode in {depth} layers", predicted.deep[depth], path, 1e-6)
                 for depth, path in observed.deep.items()
             ),
-            close("QQᵀ from any balanced start", predicted.product, stacked @ stacked.mT, 1e-7, kind="formula"),
-            close("W₁W₁ᵀ − W₂ᵀW₂ is conserved", 0.0, charge - charge[:1], 1e-8, kind="identity"),
-            close(
-                "time to learn in 10⁴ layers", _time_of_infinite_depth(), _time_of_depth(10_000), 2e-3, kind="formula"
-            ),
-            close("spectrum of the NTK is {aᵢ + aⱼ}", sums.sort(dim=1).values, observed.spectra, 2e-7, kind="formula"),
+            formula.close("QQᵀ from any balanced start", predicted.product, stacked @ stacked.mT, 1e-7),
+            identity.close("W₁W₁ᵀ − W₂ᵀW₂ is conserved", 0.0, charge - charge[:1], 1e-8),
+            formula.close("time to learn in 10⁴ layers", _time_of_infinite_depth(), _time_of_depth(10_000), 2e-3),
+            formula.close("spectrum of the NTK is {aᵢ + aⱼ}", sums.sort(dim=1).values, observed.spectra, 2e-7),
         ]
 
-    def panels(self, system: System, observed: Observed, predicted: Predicted) -> tuple[Panel, Panel]:  # noqa: ARG002
+    def panels(self, system: System, observed: Observed, predicted: Predicted) -> tuple[Panel, Panel]:
         some = slice(None, None, 4)
         modes = [
             line
             for i, s in enumerate(MODES.tolist())
             for line in (
-                Line.of(f"s = {s:g}", observed.times, predicted.strengths[:, i], observed=False, group=i),
-                Line.of("", observed.times[some], observed.descent[some, i], observed=True, group=i),
+                curve(f"s = {s:g}", observed.times, predicted.strengths[:, i], group=i),
+                points("", observed.times[some], observed.descent[some, i], group=i),
             )
         ]
         pairs = predicted.strengths[:, :, None] + predicted.strengths[:, None, :]
-        kernels = [
-            Line.of("", observed.times[observed.seen], observed.spectra[:, j], observed=True, group=j)
-            for j in range(16)
-        ]
+        kernels = [points("", observed.times[observed.seen], observed.spectra[:, j], group=j) for j in range(16)]
         ordered = pairs.flatten(1).sort(dim=1).values
-        curves = [Line.of("", observed.times, ordered[:, j], observed=False, group=j) for j in range(16)]
+        curves = [curve("", observed.times, ordered[:, j], group=j) for j in range(16)]
         return (
-            Panel("Strength of each mode", "time", "a", tuple(modes)),
-            Panel("Spectrum of the NTK: aᵢ + aⱼ", "time", "eigenvalue", (*curves, *kernels), "y"),
+            Panel.of("Strength of each mode", "time", "a", *modes),
+            Panel.of("Spectrum of the NTK: aᵢ + aⱼ", "time", "eigenvalue", *curves, *kernels, log="y"),
         )
 
 

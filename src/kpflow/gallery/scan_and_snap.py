@@ -9,7 +9,7 @@ from kpflow.flow import Ntk
 from kpflow.operators import to_dense
 from kpflow.states import linearise
 
-from .entry import Check, Entry, Line, Panel, at_least, at_most, close
+from .entry import Check, Entry, Panel, curve, formula, identity, points
 
 __all__ = ["ScanAndSnap"]
 
@@ -142,44 +142,38 @@ class ScanAndSnap(Entry[System, Observed, Predicted]):
         long = system.steps > 10_000
         slower = observed.scores[-1, :, 2].diff().max()
         return [
-            close("ż by autograd", predicted.velocity, observed.velocity, 1e-14, kind="identity"),
-            close("Σ z is conserved", 0.0, observed.scores.sum(dim=2), 1e-10, kind="identity"),
-            close("early z of distinct ∝ f²", predicted.early[2:], first[2:], 0.03, relative=True, kind="formula"),
-            close("early z_c/z_d", predicted.early[:2], first[:2], 5e-3, relative=True, kind="formula"),
-            at_most("largest z of a common token", 0.0, observed.scores[:, :, :2].max(), kind="formula"),
-            at_least("z rises from common to distinct", 0.0, order[:, 0].min(), kind="formula"),
-            at_most("and falls with co-occurrence", 0.0, order[:, 1:].max(), kind="formula"),
-            at_most("snap: |ż| at the end over its peak", 2e-4 if long else 5e-3, drop, kind="formula"),
-            close("attention at the end", predicted.attention, attention, 0.01 if long else 0.03, kind="formula"),
-            at_most("by how much faster decoders leave more z", 0.0, slower, kind="formula"),
-            close("|J_z 1|", 0.0, observed.null, 1e-12, kind="identity"),
-            close("|ż| = √(rᵀ Θ_z r)", 0.0, residual, 1e-8, kind="identity"),
+            identity.close("ż by autograd", predicted.velocity, observed.velocity, 1e-14),
+            identity.close("Σ z is conserved", 0.0, observed.scores.sum(dim=2), 1e-10),
+            formula.close("early z of distinct ∝ f²", predicted.early[2:], first[2:], 0.03, relative=True),
+            formula.close("early z_c/z_d", predicted.early[:2], first[:2], 5e-3, relative=True),
+            formula.at_most("largest z of a common token", 0.0, observed.scores[:, :, :2].max()),
+            formula.at_least("z rises from common to distinct", 0.0, order[:, 0].min()),
+            formula.at_most("and falls with co-occurrence", 0.0, order[:, 1:].max()),
+            formula.at_most("snap: |ż| at the end over its peak", 2e-4 if long else 5e-3, drop),
+            formula.close("attention at the end", predicted.attention, attention, 0.01 if long else 0.03),
+            formula.at_most("by how much faster decoders leave more z", 0.0, slower),
+            identity.close("|J_z 1|", 0.0, observed.null, 1e-12),
+            identity.close("|ż| = √(rᵀ Θ_z r)", 0.0, residual, 1e-8),
         ]
 
-    def panels(self, system: System, observed: Observed, predicted: Predicted) -> tuple[Panel, Panel]:  # noqa: ARG002
+    def panels(self, system: System, observed: Observed, predicted: Predicted) -> tuple[Panel, Panel]:
         tokens = tuple(
-            Line.of(label, observed.times, observed.scores[:, 1, i], observed=True, group=g)
+            points(label, observed.times, observed.scores[:, 1, i], group=g)
             for g, (label, i) in enumerate((("common", 0), ("distinct, 0.25", 2), ("0.15", 3), ("0.10", 4)))
         )
         near = observed.times <= 10
         scale = observed.early[1, 2] / EARLY**2
         curves = tuple(
-            Line.of(
-                "",
-                observed.times[near],
-                scale * predicted.early[i] * observed.times[near] ** 2,
-                observed=False,
-                group=g,
-            )
+            curve("", observed.times[near], scale * predicted.early[i] * observed.times[near] ** 2, group=g)
             for g, i in enumerate((0, 2, 3, 4))
         )
         kernel = (
-            Line.of("tr Θ_z", observed.times[::3], observed.blocks[:, 0], observed=True),
-            Line.of("|ż|² = rᵀ Θ_z r", observed.times[::3], observed.blocks[:, 1], observed=True, group=1),
+            points("tr Θ_z", observed.times[::3], observed.blocks[:, 0]),
+            points("|ż|² = rᵀ Θ_z r", observed.times[::3], observed.blocks[:, 1], group=1),
         )
         return (
-            Panel("Scores z; early, t² times the closed form", "step", "z", (*curves, *tokens), "x"),
-            Panel("The attention's block of the NTK", "step", "", kernel, "xy"),
+            Panel.of("Scores z; early, t² times the closed form", "step", "z", *curves, *tokens, log="x"),
+            Panel.of("The attention's block of the NTK", "step", "", *kernel, log="xy"),
         )
 
 

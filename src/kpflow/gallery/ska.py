@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from .entry import Check, Entry, Line, Panel, close
+from .entry import Check, Entry, Panel, curve, formula, identity, points
 from .flows import rk4
 from .students import linear_network, output_ntk
 
@@ -110,51 +110,35 @@ class Ska(Entry[System, Observed, Predicted]):
         exponent = float(np.polyfit(np.log(STEPS), np.log(observed.gaps), 1)[0])
         K = system.inputs @ system.inputs.mT
         return [
-            close("−∫ z dσ(z) / ln 2 is H₂ − 1 bits", _bits(observed.flow[-1]) - 1, whole, 1e-10, kind="identity"),
-            close("1 − Σ z ΔD / ln 2 along the flow is H₂", predicted.entropy, observed.entropy, 1e-3, kind="formula"),
-            close("K steps of η at the same ηK: exponent of the gap over η", 1.0, exponent, 0.1, kind="formula"),
-            close("flow of the weights is that of the kernel", predicted.flow, observed.flow, 1e-9, kind="identity"),
-            close("action along two ways", predicted.action, observed.actions, 1e-9, kind="identity"),
-            close("NTK is XXᵀ", K, observed.kernel, 1e-12, kind="identity"),
-            close(
-                "early rates are λ/(4n ln 2)",
-                SCALES / (4 * math.log(2)),
-                observed.early,
-                1e-4,
-                relative=True,
-                kind="formula",
+            identity.close("−∫ z dσ(z) / ln 2 is H₂ − 1 bits", _bits(observed.flow[-1]) - 1, whole, 1e-10),
+            formula.close("1 − Σ z ΔD / ln 2 along the flow is H₂", predicted.entropy, observed.entropy, 1e-3),
+            formula.close("K steps of η at the same ηK: exponent of the gap over η", 1.0, exponent, 0.1),
+            identity.close("flow of the weights is that of the kernel", predicted.flow, observed.flow, 1e-9),
+            identity.close("action along two ways", predicted.action, observed.actions, 1e-9),
+            identity.close("NTK is XXᵀ", K, observed.kernel, 1e-12),
+            formula.close(
+                "early rates are λ/(4n ln 2)", SCALES / (4 * math.log(2)), observed.early, 1e-4, relative=True
             ),
         ]
 
-    def panels(self, system: System, observed: Observed, predicted: Predicted) -> tuple[Panel, Panel]:  # noqa: ARG002
+    def panels(self, system: System, observed: Observed, predicted: Predicted) -> tuple[Panel, Panel]:
         grid = torch.linspace(-6, 6, 81, dtype=torch.float64)
         seen = slice(None, None, 10)
         values = torch.linspace(0, 1.05, 12, dtype=torch.float64)
         return (
-            Panel(
+            Panel.of(
                 "Entropy of decisions, as knowledge accumulates",
                 "knowledge z",
                 "bits",
-                (
-                    Line.of("H₂(σ(z))", grid, _bits(grid), observed=False),
-                    Line.of(
-                        "1 − Σ z ΔD / ln 2", observed.flow[1:, :3][seen], observed.entropy[:, :3][seen], observed=True
-                    ),
-                ),
+                curve("H₂(σ(z))", grid, _bits(grid)),
+                points("1 − Σ z ΔD / ln 2", observed.flow[1:, :3][seen], observed.entropy[:, :3][seen]),
             ),
-            Panel(
+            Panel.of(
                 "Early growth of each NTK mode",
                 "eigenvalue / n",
                 "rate",
-                (
-                    Line.of("λ / (4n ln 2)", values, values / (4 * math.log(2)), observed=False),
-                    Line.of(
-                        "observed",
-                        torch.linalg.eigvalsh(observed.kernel)[-SIZE:] / POINTS,
-                        observed.early,
-                        observed=True,
-                    ),
-                ),
+                curve("λ / (4n ln 2)", values, values / (4 * math.log(2))),
+                points("observed", torch.linalg.eigvalsh(observed.kernel)[-SIZE:] / POINTS, observed.early),
             ),
         )
 

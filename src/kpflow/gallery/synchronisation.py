@@ -10,7 +10,7 @@ from kpflow.operators import to_dense
 from kpflow.states import linearise
 from kpflow.states.cells import RateRNN
 
-from .entry import Check, Entry, Line, Panel, at_most, close
+from .entry import Check, Entry, Panel, curve, formula, identity, monte_carlo, points
 
 __all__ = ["Synchronisation"]
 
@@ -117,16 +117,16 @@ class Synchronisation(Entry[System, Observed, Predicted]):
             variances.mean(dim=1), variances[:, 0] / UNITS, variances[:, 1:].sum(dim=1), bound, modes, 1 / rates
         )
 
-    def check(self, system: System, observed: Observed, predicted: Predicted) -> list[Check]:  # noqa: ARG002
+    def check(self, system: System, observed: Observed, predicted: Predicted) -> list[Check]:
         # Largest relative errors, nine seeds, short: unit .017, mean .056, apart .014; full: .009, .023, .008
         cubic = observed.apart[1] / predicted.bound
         return [
-            close("variance of a unit", predicted.unit, observed.unit, 0.04, relative=True, kind="monte-carlo"),
-            close("variance of the mean", predicted.mean, observed.mean, 0.05, relative=True, kind="monte-carlo"),
-            close("Σ(x − x̄)²", predicted.apart, observed.apart[0], 0.05, relative=True, kind="monte-carlo"),
-            at_most("Σ(x − x̄)² with −x³, over its bound", 1.0, cubic.max(), kind="monte-carlo"),
-            close("gains of the modes by P", predicted.gains, observed.gains, 1e-6, kind="formula"),
-            close("K of the input weights does not know the graph", 0.0, observed.kernel, 0.0, kind="identity"),
+            monte_carlo.close("variance of a unit", predicted.unit, observed.unit, 0.04, relative=True),
+            monte_carlo.close("variance of the mean", predicted.mean, observed.mean, 0.05, relative=True),
+            monte_carlo.close("Σ(x − x̄)²", predicted.apart, observed.apart[0], 0.05, relative=True),
+            monte_carlo.at_most("Σ(x − x̄)² with −x³, over its bound", 1.0, cubic.max()),
+            formula.close("gains of the modes by P", predicted.gains, observed.gains, 1e-6),
+            identity.close("K of the input weights does not know the graph", 0.0, observed.kernel, 0.0),
         ]
 
     def panels(self, system: System, observed: Observed, predicted: Predicted) -> tuple[Panel, Panel]:
@@ -140,19 +140,16 @@ class Synchronisation(Entry[System, Observed, Predicted]):
             line
             for i, (label, expected, found) in enumerate(rows)
             for line in (
-                Line.of(label, places, expected, observed=False, group=i),
-                Line.of("", places, found, observed=True, group=i),
+                curve(label, places, expected, group=i),
+                points("", places, found, group=i),
             )
         ]
         along = torch.linspace(0.0, UNITS, 50, dtype=torch.float64)
-        curve = Line.of("1/(λ + κν)", along, 1 / (RATE + system.coupling * along), observed=False)
-        points = tuple(
-            Line.of(kind, predicted.modes[i], observed.gains[i], observed=True, group=i + 1)
-            for i, kind in enumerate(GRAPHS)
-        )
+        expected = curve("1/(λ + κν)", along, 1 / (RATE + system.coupling * along))
+        found = [points(kind, predicted.modes[i], observed.gains[i], group=i + 1) for i, kind in enumerate(GRAPHS)]
         return (
-            Panel("Variances: none, ring, star, complete", "ν₂ of the graph", "variance", tuple(lines), "y"),
-            Panel("Gain of P at zero frequency", "ν", "gain", (curve, *points)),
+            Panel.of("Variances: none, ring, star, complete", "ν₂ of the graph", "variance", *lines, log="y"),
+            Panel.of("Gain of P at zero frequency", "ν", "gain", expected, *found),
         )
 
 

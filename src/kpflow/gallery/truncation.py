@@ -21,7 +21,7 @@ from kpflow.flow.truncation import (
 from kpflow.operators import to_dense
 from kpflow.states import linearise
 
-from .entry import Check, Entry, Line, Panel, close
+from .entry import Check, Entry, Panel, curve, formula, identity, points
 
 __all__ = ["Truncation"]
 
@@ -168,19 +168,17 @@ class Truncation(Entry[System, Observed, Predicted]):
         collapsed = aligned_map(system.points, observed.path.shifts[-1, 0], system.rotation)
         slope = predicted.fractions[observed.seen].sort(dim=1).values
         return [
-            close(
-                "output is affine in the truncated data", predicted.outputs, observed.outputs, 1e-12, kind="identity"
-            ),
-            close("τ∘τ = τ", image, twice, 1e-13, kind="identity"),
-            close("τ does not see W_*", image, scaled, 1e-13, kind="identity"),
-            close("β under gradient flow", predicted.shifts, observed.path.shifts[:, 0], 1e-6, kind="formula"),
-            close("times at which points are cut off", predicted.events, found, 1e-6, kind="formula"),
-            close("time of the collapse to a point", last, found[-1], 1e-6, kind="formula"),
-            close("one point is left", collapsed[0], collapsed, 1e-13, kind="identity"),
-            close("cost after it falls as e^{−2t}", decay, costs, 1e-6, relative=True, kind="formula"),
-            close("gradient by a cluster that is let through", 0.0, observed.other, 0.0, kind="identity"),
-            close("β of a layer for each of two clusters", predicted.pair, observed.pair, 1e-6, kind="formula"),
-            close("eigenvalues of the bias's kernel are H_k", slope, observed.spectra, 1e-12, kind="identity"),
+            identity.close("output is affine in the truncated data", predicted.outputs, observed.outputs, 1e-12),
+            identity.close("τ∘τ = τ", image, twice, 1e-13),
+            identity.close("τ does not see W_*", image, scaled, 1e-13),
+            formula.close("β under gradient flow", predicted.shifts, observed.path.shifts[:, 0], 1e-6),
+            formula.close("times at which points are cut off", predicted.events, found, 1e-6),
+            formula.close("time of the collapse to a point", last, found[-1], 1e-6),
+            identity.close("one point is left", collapsed[0], collapsed, 1e-13),
+            formula.close("cost after it falls as e^{−2t}", decay, costs, 1e-6, relative=True),
+            identity.close("gradient by a cluster that is let through", 0.0, observed.other, 0.0),
+            formula.close("β of a layer for each of two clusters", predicted.pair, observed.pair, 1e-6),
+            identity.close("eigenvalues of the bias's kernel are H_k", slope, observed.spectra, 1e-12),
         ]
 
     def panels(self, system: System, observed: Observed, predicted: Predicted) -> tuple[Panel, Panel]:
@@ -189,14 +187,14 @@ class Truncation(Entry[System, Observed, Predicted]):
         found = observed.path.shifts[:, 0] @ system.rotation.mT
         goal, order = system.rotation @ system.target, predicted.fractions.sort(dim=1).values
         for k in range(len(goal)):
-            curves.append(Line.of(f"k = {k + 1}", system.times, known[:, k] + goal[k], observed=False, group=k))
+            curves.append(curve(f"k = {k + 1}", system.times, known[:, k] + goal[k], group=k))
             some = observed.seen
-            curves.append(Line.of("", system.times[some], found[some, k] + goal[k], observed=True, group=k))
-            kernels.append(Line.of("", system.times, order[:, k], observed=False, group=k))
-            kernels.append(Line.of("", system.times[some], observed.spectra[:, k], observed=True, group=k))
+            curves.append(points("", system.times[some], found[some, k] + goal[k], group=k))
+            kernels.append(curve("", system.times, order[:, k], group=k))
+            kernels.append(points("", system.times[some], observed.spectra[:, k], group=k))
         return (
-            Panel("Distance of the wall from the target", "time", "β̂ + ŷ", tuple(curves), "y"),
-            Panel("Eigenvalues of the bias's kernel: H", "time", "eigenvalue / N", tuple(kernels)),
+            Panel.of("Distance of the wall from the target", "time", "β̂ + ŷ", *curves, log="y"),
+            Panel.of("Eigenvalues of the bias's kernel: H", "time", "eigenvalue / N", *kernels),
         )
 
 

@@ -6,7 +6,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from .entry import Check, Entry, Line, Panel, at_least, close
+from .entry import Check, Entry, Panel, curve, formula, identity, points
 from .flows import rk4
 from .students import linear_network, output_ntk
 
@@ -120,33 +120,22 @@ class Vagram(Entry[System, Observed, Predicted]):
         largest = system.scales[0] * torch.outer(system.left, system.right)
         likely = torch.outer(*observed.likely[-1])
         return [
-            close("likelihood: the model is A's first singular part", largest, likely, 1e-8, kind="formula"),
-            close(
-                "likelihood: share of the value's variance missed",
-                1.0,
-                _missed(system, observed.likely[-1:]),
-                1e-8,
-                kind="formula",
+            formula.close("likelihood: the model is A's first singular part", largest, likely, 1e-8),
+            formula.close(
+                "likelihood: share of the value's variance missed", 1.0, _missed(system, observed.likely[-1:]), 1e-8
             ),
-            close(
-                "value-aware: share missed while it learns",
-                predicted.valued,
-                _missed(system, observed.valued),
-                1e-6,
-                kind="formula",
+            formula.close(
+                "value-aware: share missed while it learns", predicted.valued, _missed(system, observed.valued), 1e-6
             ),
-            close(
-                "value-aware: share missed in the end", 0.0, _missed(system, observed.valued[-1:]), 1e-9, kind="formula"
-            ),
-            at_least(
+            formula.close("value-aware: share missed in the end", 0.0, _missed(system, observed.valued[-1:]), 1e-9),
+            identity.at_least(
                 "value-aware: error of the states over that of likelihood",
                 1.0,
                 torch.dist(torch.outer(*observed.valued[-1]), system.world) / torch.dist(likely, system.world),
-                kind="identity",
             ),
-            close("a curved value: order of what ∇V misses", 2.0, observed.order, 0.05, kind="formula"),
-            close("spectra of the values' NTK", predicted.kernels, observed.kernels, 1e-6, kind="formula"),
-            close("ranks of the values' NTK", [1, SIZE], observed.ranks, 0.0, kind="identity"),
+            formula.close("a curved value: order of what ∇V misses", 2.0, observed.order, 0.05),
+            formula.close("spectra of the values' NTK", predicted.kernels, observed.kernels, 1e-6),
+            identity.close("ranks of the values' NTK", [1, SIZE], observed.ranks, 0.0),
         ]
 
     def panels(self, system: System, observed: Observed, predicted: Predicted) -> tuple[Panel, Panel]:
@@ -155,23 +144,21 @@ class Vagram(Entry[System, Observed, Predicted]):
         number = torch.arange(1, SIZE + 1)
         names = ("maximum likelihood", "value-aware")
         return (
-            Panel(
+            Panel.of(
                 "Share of the value's variance that is missed",
                 "time",
                 "share",
-                (
-                    Line.of(names[0], times[[0, 70]], [predicted.likely] * 2, observed=False),
-                    Line.of("", times[some], _missed(system, observed.likely)[some], observed=True),
-                    Line.of(names[1], times[:71], predicted.valued[:71], observed=False, group=1),
-                    Line.of("", times[some], _missed(system, observed.valued)[some], observed=True, group=1),
-                ),
+                curve(names[0], times[[0, 70]], [predicted.likely] * 2),
+                points("", times[some], _missed(system, observed.likely)[some]),
+                curve(names[1], times[:71], predicted.valued[:71], group=1),
+                points("", times[some], _missed(system, observed.valued)[some], group=1),
             ),
-            Panel(
+            Panel.of(
                 "Spectrum of the values' NTK in the end",
                 "number",
                 "eigenvalue",
-                tuple(
-                    Line.of("" if seen else name, number, spectrum, observed=seen, group=group)
+                *(
+                    points("" if seen else name, number, spectrum, observed=seen, group=group)
                     for seen, spectra in ((False, predicted.kernels), (True, observed.kernels))
                     for group, (name, spectrum) in enumerate(zip(names, spectra, strict=True))
                 ),

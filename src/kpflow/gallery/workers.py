@@ -11,7 +11,7 @@ from kpflow.flow import Ntk, objectives
 from kpflow.operators import to_dense
 from kpflow.states import linearise
 
-from .entry import Check, Entry, Line, Panel, close
+from .entry import Check, Entry, Panel, curve, identity, monte_carlo, points
 
 __all__ = ["Workers"]
 
@@ -131,51 +131,43 @@ class Workers(Entry[System, Observed, Predicted]):
             (number + number * (number - 1) * system.correlation).sqrt(),
         )
 
-    def check(self, system: System, observed: Observed, predicted: Predicted) -> list[Check]:  # noqa: ARG002
+    def check(self, system: System, observed: Observed, predicted: Predicted) -> list[Check]:
         # Largest relative errors, nine seeds, short: .028, .028, .018, .014, .007; full: .022, .006, .007, .004, .006
         return [
-            close("cosine of two workers", predicted.cosine, observed.cosine, 0.05, relative=True, kind="monte-carlo"),
-            close(
-                "dispersion of losses",
-                predicted.dispersion,
-                observed.dispersion,
-                0.03,
-                relative=True,
-                kind="monte-carlo",
-            ),
-            close("|ḡ|²", predicted.aggregate, observed.aggregate, 0.03, relative=True, kind="monte-carlo"),
-            close(
+            monte_carlo.close("cosine of two workers", predicted.cosine, observed.cosine, 0.05, relative=True),
+            monte_carlo.close("dispersion of losses", predicted.dispersion, observed.dispersion, 0.03, relative=True),
+            monte_carlo.close("|ḡ|²", predicted.aggregate, observed.aggregate, 0.03, relative=True),
+            monte_carlo.close(
                 "noise from the norms of workers and their mean",
                 predicted.noise_scale,
                 observed.noise_scale,
                 0.1,
                 relative=True,
-                kind="monte-carlo",
             ),
-            close("dispersion where all see the same", 0.0, observed.same[0], 1e-14, kind="identity"),
-            close("cosine where all see the same", 1.0, observed.same[1], 1e-12, kind="identity"),
-            close("|Σg| of n agents", predicted.sums, observed.sums, 0.03, relative=True, kind="monte-carlo"),
-            close("⟨g_a, g_b⟩ by `objectives`", observed.gram, observed.blocks[0], 1e-12, kind="identity"),
-            close("⟨g_a, g_b⟩ = r_aᵀ Θ_ab r_b", observed.gram, observed.blocks[1], 1e-12, kind="identity"),
+            identity.close("dispersion where all see the same", 0.0, observed.same[0], 1e-14),
+            identity.close("cosine where all see the same", 1.0, observed.same[1], 1e-12),
+            monte_carlo.close("|Σg| of n agents", predicted.sums, observed.sums, 0.03, relative=True),
+            identity.close("⟨g_a, g_b⟩ by `objectives`", observed.gram, observed.blocks[0], 1e-12),
+            identity.close("⟨g_a, g_b⟩ = r_aᵀ Θ_ab r_b", observed.gram, observed.blocks[1], 1e-12),
         ]
 
-    def panels(self, system: System, observed: Observed, predicted: Predicted) -> tuple[Panel, Panel]:  # noqa: ARG002
+    def panels(self, system: System, observed: Observed, predicted: Predicted) -> tuple[Panel, Panel]:
         number = torch.arange(1, COUNT + 1)
         sums = (
-            Line.of("√(n + n(n−1)ρ)", number, predicted.sums, observed=False),
-            Line.of("agents", number, observed.sums, observed=True),
+            curve("√(n + n(n−1)ρ)", number, predicted.sums),
+            points("agents", number, observed.sums),
         )
         apart = predicted.noise_scale / BATCH
         common = COUNT * (predicted.aggregate - apart / COUNT)
         expected = torch.tensor([common + apart] + [apart] * (COUNT - 1))
         spectrum = (
-            Line.of("N|μ|² + tr Σ/b, tr Σ/b", number, expected, observed=False),
-            Line.of("mean of all rounds", number, torch.linalg.eigvalsh(observed.mean).flip(0), observed=True),
-            Line.of("one round", number, torch.linalg.eigvalsh(observed.gram).flip(0), observed=True, group=1),
+            curve("N|μ|² + tr Σ/b, tr Σ/b", number, expected),
+            points("mean of all rounds", number, torch.linalg.eigvalsh(observed.mean).flip(0)),
+            points("one round", number, torch.linalg.eigvalsh(observed.gram).flip(0), group=1),
         )
         return (
-            Panel("Size of the sum of gradients", "number of agents", "|Σg| / |g|", sums),
-            Panel("Spectrum of the cross-blocks r_aᵀ Θ_ab r_b", "number", "eigenvalue", spectrum, "y"),
+            Panel.of("Size of the sum of gradients", "number of agents", "|Σg| / |g|", *sums),
+            Panel.of("Spectrum of the cross-blocks r_aᵀ Θ_ab r_b", "number", "eigenvalue", *spectrum, log="y"),
         )
 
 
