@@ -1,6 +1,6 @@
 """Small learning systems with known answers: each runnable, predicted, checked, and seen through K and P."""
 
-from .entry import Check, Checks, Entry, Line, Panel, Result, curve, formula, identity, monte_carlo, points
+from .entry import Check, Checks, Entry, Line, Panel, Result, curve, formula, identity, monte_carlo, pair, points
 from .flows import rk4
 from .registry import ENTRIES, get, names, run
 
@@ -18,6 +18,7 @@ __all__ = [
     "identity",
     "monte_carlo",
     "names",
+    "pair",
     "points",
     "rk4",
     "run",

@@ -21,6 +21,7 @@ __all__ = [
     "formula",
     "identity",
     "monte_carlo",
+    "pair",
     "points",
 ]
 
@@ -149,6 +150,14 @@ def points(label: str, x: Numbers, y: Numbers, group: int = 0, *, observed: bool
 def curve(label: str, x: Numbers, y: Numbers, group: int = 0) -> Line:
     """A series that was predicted, from tensors or lists."""
     return points(label, x, y, group, observed=False)
+
+
+def pair(
+    label: str, x: Numbers, predicted: Numbers, observed: Numbers, group: int = 0, *, every: int = 1
+) -> tuple[Line, Line]:
+    """A curve, and the points that should lie on it, of which every so many are shown."""
+    seen = points("", _numbers(x)[::every], _numbers(observed)[::every], group)
+    return curve(label, x, predicted, group), seen
 
 
 @final
