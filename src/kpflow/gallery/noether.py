@@ -1,59 +1,65 @@
 """A network with symmetries, whose charges gradient flow conserves and finite steps move by a known law."""
 
-from collections.abc import Callable
+import itertools
 from typing import NamedTuple, final
 
-import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.nn.functional import cross_entropy
 
-from kpflow.flow import Charges, OutputJacobian, find_charges
-from kpflow.operators import to_dense
-from kpflow.states import linearise
+from kpflow.flow import Charges, find_charges
+from kpflow.spaces import Space
 
-from .entry import Check, Entry, Line, Panel, curve, formula, identity, points
+from .draws import normal
+from .entry import Check, Entry, Panel, curve, formula, identity, pair, points
+from .exponents import exponent
 from .flows import rk4
+from .students import output_jacobian
 
 __all__ = ["Noether"]
 
 SIZES = (48, 24, 18, 3)  # W₁ [8, 6], W₂ [3, 8], w [6, 3], b [3]
 NORM = slice(72, 90)  # of w
 RATE, DECAY = 0.1, 0.05
+STEPS = (0.05, 0.025, 0.0125)
 
 
 @final
 class System(NamedTuple):
-    """Inputs, classes, parameters at the start; the rate of W₂ over that of the others is 1."""
+    """Data of a classifier, its parameters at the start, and factors of their gradients, which are 1."""
 
     inputs: Tensor  # [64, 6]
     classes: Tensor  # [64]
-    start: Tensor  # [93]
-    rates: Tensor  # [93]
+    start: Tensor  # [P]
+    factors: Tensor  # [P]
+
+    def force(self, theta: Tensor) -> Tensor:
+        """Gradient of the mean cross entropy."""
+        theta = theta.detach().requires_grad_()
+        return self.factors * torch.autograd.grad(cross_entropy(_logits(theta, self.inputs), self.classes), theta)[0]
 
 
 @final
 class Observed(NamedTuple):
     """Parameters on the ways, and the gradients where a law needs them."""
 
-    gradient: Tensor
     flow: Tensor  # [t, P]
     descent: Tensor  # [501, P]
     forces: Tensor  # [501, P]
-    slope: float  # of the integral's error over the step, in logarithms
-    heavy: tuple[Tensor, Tensor, float]  # both sides of the law of a heavy ball, and its largest term
+    gaps: list[float]  # of the continuous law of ‖w‖², by step
+    heavy: Tensor  # [t], by how much a heavy ball misses its law, over its largest term
     orbit: float  # ‖w‖⁴
     found: Charges
-    spectrum: Tensor  # of JᵀJ at the start
-    image: Tensor  # J ξ of all charges that were found
+    jacobian: Tensor  # at the start
 
 
 @final
 class Predicted(NamedTuple):
     """What can be written down before; the rest is checked against the gradients on the path."""
 
-    scalings: Tensor  # [9, P]: of every hidden unit, and of w
+    charges: Charges  # of every hidden unit, ‖w‖² and Σ b
     orbit: float  # ‖w‖⁴ where decay and steps balance
-    charges: int
+    number: int  # of all charges
     nulls: int
 
 
@@ -76,146 +82,107 @@ class Noether(Entry[System, Observed, Predicted]):
 
     def make(self, seed: int = 0, *, short: bool = False, broken: bool = False) -> System:
         generator = torch.Generator().manual_seed(seed)
-        inputs, start, teacher = (
-            torch.randn(*shape, generator=generator, dtype=torch.float64) for shape in ((64, 6), (93,), (6, 3))
-        )
-        rates = torch.ones_like(start)
-        rates[48:72] = 0.9 if broken else 1.0
-        return System(inputs, (inputs @ teacher).argmax(dim=1), 0.5 * start, rates)
+        inputs, start, teacher = (normal(generator, *shape) for shape in ((64, 6), (93,), (6, 3)))
+        factors = torch.ones(93, dtype=torch.float64)
+        factors[48:72] = 0.9 if broken else 1.0  # of W₂
+        return System(inputs, (inputs @ teacher).argmax(dim=1), 0.5 * start, factors)
 
     def run(self, system: System) -> Observed:
-        def force(theta: Tensor) -> Tensor:
-            return system.rates * _gradient(system, theta)
-
-        path, forces = _descend(force, system.start, RATE, 500)
-        steps = [0.05, 0.025, 0.0125]
-        gaps = [_gap_of_integral(*_descend(force, system.start, step, round(8 / step)), step) for step in steps]
+        path, forces = _descend(system, RATE, 500)
         model = Symmetric(system.start)
-        lin = linearise(model, system.inputs)
-        assert lin.readout is not None
-        jacobian = to_dense(OutputJacobian(lin, lin.readout))
-        found = find_charges(model, system.inputs, points=6)
         return Observed(
-            _gradient(system, system.start),
-            rk4(lambda theta: -force(theta), system.start, 0.02, 250, every=25),
+            rk4(lambda theta: -system.force(theta), system.start, 0.02, 250, every=25),
             path,
             forces,
-            float(np.polyfit(np.log(steps), np.log(gaps), 1)[0]),
-            _heavy_ball(force, system.start),
+            [_gap_of_integral(*_descend(system, step, round(8 / step)), step) for step in STEPS],
+            _heavy_ball(system),
             _orbit(),
-            found,
-            torch.linalg.eigvalsh(jacobian.mT @ jacobian).flip(0),
-            jacobian @ found.generators(system.start).mT,
+            find_charges(model, system.inputs, points=6),
+            output_jacobian(model, system.inputs),
         )
 
     def predict(self, system: System) -> Predicted:
-        scalings = torch.zeros_like(system.start).repeat(9, 1)
+        scalings, shifts = torch.zeros(2, 10, 93, dtype=torch.float64)
         for unit in range(8):
             scalings[unit, 6 * unit : 6 * unit + 6] = 2.0
             scalings[unit, 48 + unit : 72 : 8] = -2.0
         scalings[8, NORM] = 2.0
+        shifts[9, 90:] = 1.0
+        charges = Charges(scalings, shifts, torch.zeros(0).double(), Space.of((93,), ("parameter",)))
         # softmax also forgets a shift of W₂'s column of every unit; of w's rows too, by 5 directions without a charge
-        return Predicted(scalings, RATE / (2 * DECAY - RATE * DECAY**2), 8 + 1 + 1 + 8, 18 + 5)
+        return Predicted(charges, RATE / (2 * DECAY - RATE * DECAY**2), 10 + 8, 18 + 5)
 
     def check(self, system: System, observed: Observed, predicted: Predicted) -> list[Check]:
-        quadratic = 0.5 * torch.stack([observed.flow.square() @ row for row in predicted.scalings], dim=1)
-        conserved = torch.cat([quadratic, observed.flow[:, 90:].sum(dim=1, keepdim=True)], dim=1)
-        before, after = (
-            0.5 * part.square() @ predicted.scalings.mT for part in (observed.descent[:-1], observed.descent[1:])
-        )
-        kicked = 0.5 * observed.forces[:-1].square() @ predicted.scalings.mT
-        kept = 1 - RATE * DECAY
-        shift = observed.descent[:, 90:].sum(dim=1)
-        left, right, scale = observed.heavy
-        written = torch.cat([predicted.scalings, torch.zeros_like(predicted.scalings)], dim=1)
-        basis = torch.linalg.qr(torch.cat([observed.found.scalings, observed.found.shifts], dim=1).mT).Q
-        stepped = observed.found.after_step(system.start, observed.gradient, RATE, DECAY)
-        moved = kept * system.start - RATE * observed.gradient
+        charges, found, start, force = predicted.charges, observed.found, system.start, observed.forces[0]
+        conserved, law, path = charges.values(observed.flow), _law(observed, charges), charges.values(observed.descent)
+        written = torch.cat([charges.scalings, charges.shifts], dim=1)
+        basis = torch.linalg.qr(torch.cat([found.scalings, found.shifts], dim=1).mT).Q
+        stepped = found.after_step(start, force, RATE, DECAY)
+        null = torch.linalg.svdvals(observed.jacobian)
         return [
-            identity.close("⟨ξ, ∂L/∂θ⟩ vanishes", 0.0, _pairings(system.start, observed.gradient, predicted), 1e-14),
+            identity.close("⟨ξ, ∂L/∂θ⟩ vanishes", 0.0, charges.generators(start) @ force, 1e-14),
             identity.close("charges under gradient flow", conserved[:1], conserved, 1e-5),
-            identity.close(
-                "‖w‖² and ‖W₁ⱼ‖² − ‖W₂ⱼ‖² after each step", kept**2 * before + RATE**2 * kicked, after, 1e-12
-            ),
-            identity.close("Σ b after each step", kept * shift[:-1], shift[1:], 1e-12),
-            formula.close("the continuous law of ‖w‖² errs by O(η): exponent", 1.0, observed.slope, 0.2),
-            formula.close("heavy ball: law of ‖w‖² of second order, over 2λ‖w‖²", 0.0, (left - right) / scale, 1e-4),
+            identity.close("‖w‖² and ‖W₁ⱼ‖² − ‖W₂ⱼ‖² after 500 steps", law[:, :9], path[:, :9], 1e-12),
+            identity.close("Σ b after 500 steps", law[:, 9], path[:, 9], 1e-12),
+            formula.close("continuous law of ‖w‖²: exponent of its error", 1.0, exponent(STEPS, observed.gaps), 0.2),
+            formula.close("heavy ball: law of ‖w‖² of second order, over 2λ‖w‖²", 0.0, observed.heavy, 1e-4),
             formula.close("‖w‖⁴ where steps and decay balance", predicted.orbit, observed.orbit, 1e-12, relative=True),
-            identity.close("charges found as null vectors of J", predicted.charges, len(observed.found), 0.0),
+            identity.close("charges found as null vectors of J", predicted.number, len(found), 0.0),
             identity.close("those written down are among them", 0.0, written - written @ basis @ basis.mT, 1e-9),
-            identity.close("J ξ of all", 0.0, observed.image, 1e-10),
-            identity.close("all of them after a step with decay", stepped, observed.found.values(moved), 1e-11),
-            identity.close("null directions of JᵀJ", predicted.nulls, int((observed.spectrum < 1e-10).sum()), 0.0),
+            identity.close("J ξ of all", 0.0, observed.jacobian @ found.generators(start).mT, 1e-10),
+            identity.close("all of them after a step with decay", stepped, found.values(observed.descent[1]), 1e-11),
+            identity.close("null directions of JᵀJ", predicted.nulls, 93 - int((null > 1e-5).sum()), 0.0),
         ]
 
     def panels(self, system: System, observed: Observed, predicted: Predicted) -> tuple[Panel, Panel]:
-        steps = torch.arange(len(observed.descent))
-        lines: list[Line] = []
-        for group, (label, row) in enumerate((("‖w‖²", 8), ("‖W₁₁‖² − ‖W₂₁‖²", 0), ("‖W₁₂‖² − ‖W₂₂‖²", 1))):
-            charge = 0.5 * observed.descent.square() @ predicted.scalings[row]
-            law = [float(charge[0])]
-            for kick in (0.5 * observed.forces[:-1].square() @ predicted.scalings[row]).tolist():
-                law.append((1 - RATE * DECAY) ** 2 * law[-1] + RATE**2 * kick)
-            lines += [
-                curve(label, steps, law, group=group),
-                points("", steps[::20], charge[::20], group=group),
-            ]
-        shift = observed.descent[:, 90:].sum(dim=1)
-        law = shift[0] * (1 - RATE * DECAY) ** steps
-        lines += [
-            curve("Σ b", steps, law, group=3),
-            points("", steps[::20], shift[::20], group=3),
-        ]
-        order = torch.arange(1, len(observed.spectrum) + 1)
-        shown = points("", order, observed.spectrum.clamp_min(1e-18))
-        edge = len(observed.spectrum) - predicted.nulls + 0.5
-        border = curve(f"{predicted.nulls} null directions", [edge, edge], [1e-18, 1e2], group=1)
+        steps, law = torch.arange(501), _law(observed, predicted.charges)
+        path = predicted.charges.values(observed.descent)
+        rows = {"‖w‖²": 8, "‖W₁₁‖² − ‖W₂₁‖²": 0, "‖W₁₂‖² − ‖W₂₂‖²": 1, "Σ b": 9}
+        laws = [pair(label, steps, law[:, i], path[:, i], g, every=20) for g, (label, i) in enumerate(rows.items())]
+        spectrum = torch.linalg.eigvalsh(observed.jacobian.mT @ observed.jacobian).flip(0)
+        shown = points("", torch.arange(1, 94), spectrum.clamp_min(1e-18))
+        border = curve(f"{predicted.nulls} null directions", [93.5 - predicted.nulls] * 2, [1e-18, 1e2], group=1)
         return (
-            Panel.of("Charges under steps and decay, on their exact law", "step", "charge", *lines),
+            Panel.of("Charges under steps and decay, on their exact law", "step", "charge", *itertools.chain(*laws)),
             Panel.of("Spectrum of JᵀJ: charges are its null vectors", "number", "eigenvalue", shown, border, log="y"),
         )
 
 
 @final
 class Symmetric(nn.Module):
-    """log softmax of W₂ (W₁ x)₊ + xᵀ w/‖w‖ + b."""
+    """log softmax of the logits."""
 
     def __init__(self, theta: Tensor) -> None:
         nn.Module.__init__(self)
-        first, second, branch, bias = theta.split(SIZES)
-        self.first = nn.Parameter(first.reshape(8, 6).clone())
-        self.second = nn.Parameter(second.reshape(3, 8).clone())
-        self.branch = nn.Parameter(branch.reshape(6, 3).clone())
-        self.bias = nn.Parameter(bias.clone())
+        self.theta = nn.Parameter(theta.clone())
 
     def forward(self, inputs: Tensor) -> Tensor:
-        hidden = (inputs @ self.first.mT).relu()
-        scaled = self.branch / self.branch.square().sum().sqrt()
-        return (hidden @ self.second.mT + inputs @ scaled + self.bias).log_softmax(dim=1)
+        return _logits(self.theta, inputs).log_softmax(dim=1)
 
 
-def _gradient(system: System, theta: Tensor) -> Tensor:
-    """Of the mean cross entropy."""
+def _logits(theta: Tensor, inputs: Tensor) -> Tensor:
+    """W₂ (W₁ x)₊ + xᵀ w/‖w‖ + b."""
     first, second, branch, bias = theta.split(SIZES)
-    first, second, branch = first.view(8, 6), second.view(3, 8), branch.view(6, 3)
-    before = system.inputs @ first.mT
-    hidden, length = before.relu(), torch.linalg.vector_norm(branch)
-    logits = hidden @ second.mT + system.inputs @ branch / length + bias
-    miss = logits.softmax(dim=1)
-    miss[torch.arange(len(miss)), system.classes] -= 1
-    miss = miss / len(miss)
-    pulled = system.inputs.mT @ miss
-    scaled = (pulled - branch * (branch * pulled).sum() / length**2) / length
-    inner = ((miss @ second) * (before > 0)).mT @ system.inputs
-    return torch.cat([inner.flatten(), (miss.mT @ hidden).flatten(), scaled.flatten(), miss.sum(dim=0)])
+    hidden = (inputs @ first.view(8, 6).mT).relu()
+    return hidden @ second.view(3, 8).mT + inputs @ branch.view(6, 3) / branch.square().sum().sqrt() + bias
 
 
-def _descend(force: Callable[[Tensor], Tensor], theta: Tensor, rate: float, count: int) -> tuple[Tensor, Tensor]:
+def _law(observed: Observed, charges: Charges) -> Tensor:
+    """Charges at every step from those at the start: q ← (1 − ηλ)² q + η² ‖g‖², and Σ b ← (1 − ηλ) Σ b."""
+    kicks = RATE**2 * 0.5 * observed.forces.square() @ charges.scalings.mT
+    kept = (1 - RATE * DECAY) ** (2 - charges.shifts.any(dim=1).double())
+    law = [charges.values(observed.descent[0])]
+    for kick in kicks[:-1]:
+        law.append(kept * law[-1] + kick)
+    return torch.stack(law)
+
+
+def _descend(system: System, rate: float, count: int) -> tuple[Tensor, Tensor]:
     """Parameters of gradient descent with decay, and gradients there."""
-    path, forces = [theta], [force(theta)]
+    path, forces = [system.start], [system.force(system.start)]
     for _ in range(count):
         path.append((1 - rate * DECAY) * path[-1] - rate * forces[-1])
-        forces.append(force(path[-1]))
+        forces.append(system.force(path[-1]))
     return torch.stack(path), torch.stack(forces)
 
 
@@ -227,29 +194,23 @@ def _gap_of_integral(path: Tensor, forces: Tensor, rate: float) -> float:
     return float((path[-1, NORM].square().sum() - law).abs())
 
 
-def _heavy_ball(force: Callable[[Tensor], Tensor], theta: Tensor, rate: float = 2e-3) -> tuple[Tensor, Tensor, float]:
-    """η(1+β)/2 q̈ + (1−β) q̇ + 2λq and η(1+β) ‖ẇ‖² for q = ‖w‖², β = 0.9, by central differences."""
-    before, kept = theta, []
+def _heavy_ball(system: System, rate: float = 2e-3) -> Tensor:
+    """η(1+β)/2 q̈ + (1−β) q̇ + 2λq − η(1+β) ‖ẇ‖² for q = ‖w‖², β = 0.9, by central differences, over 2λq."""
+    theta, before, kept = system.start, system.start, []
     for _ in range(600):
-        theta, before = theta + 0.9 * (theta - before) - rate * (force(theta) + DECAY * theta), theta
+        theta, before = theta + 0.9 * (theta - before) - rate * (system.force(theta) + DECAY * theta), theta
         kept.append(theta[NORM])
     w = torch.stack(kept[200:])
     q = w.square().sum(dim=1)
     first, second = (q[2:] - q[:-2]) / (2 * rate), (q[2:] - 2 * q[1:-1] + q[:-2]) / rate**2
     speed = ((w[2:] - w[:-2]) / (2 * rate)).square().sum(dim=1)
     decaying = 2 * DECAY * q[1:-1]
-    return 0.95 * rate * second + 0.1 * first + decaying, 1.9 * rate * speed, float(decaying.max())
+    return (0.95 * rate * second + 0.1 * first + decaying - 1.9 * rate * speed) / decaying.max()
 
 
 def _orbit() -> float:
     """‖w‖⁴ at rest under a gradient of size 1/‖w‖ across w, as of a loss that forgets the length of w."""
-    w = torch.tensor([0.5, 0.0], dtype=torch.float64)
+    w = 0.5 + 0j
     for _ in range(3000):
-        across = torch.stack([-w[1], w[0]]) / w.square().sum()
-        w = (1 - RATE * DECAY) * w - RATE * across
-    return float(w.square().sum() ** 2)
-
-
-def _pairings(theta: Tensor, gradient: Tensor, predicted: Predicted) -> Tensor:
-    """⟨ξ, g⟩ of the charges that are written down."""
-    return torch.cat([predicted.scalings @ (theta * gradient), gradient[90:].sum(dim=0, keepdim=True)])
+        w = (1 - RATE * DECAY) * w - RATE * 1j * w / abs(w) ** 2
+    return abs(w) ** 4
