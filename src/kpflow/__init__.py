@@ -9,11 +9,17 @@ P = (I − ∂F/∂S)⁻¹ and the parameter kernel K = J Jᵀ, J = ∂F/∂θ. 
     estimate   operators → numbers with error bars      trace, effective_rank, alignment, modes, ...
     dynamics   recurrent steps → fixed points, normal forms
     tasks      inputs, targets, masks, epochs, conditions
-    study      training runs on disk: recorder, analysis of checkpoints (extra `study`, imported by itself)
-    optim      NaturalGradient (imported by itself)
-    gallery    small learning systems with known answers (imported by itself)
-    report     one self-contained HTML page from an analysis (extra `study`, imported by itself)
+    optim      NaturalGradient, and forecasts of learning
+    gallery    small learning systems with known answers
+    study      training runs on disk: recorder, analysis of checkpoints (extra `study`)
+    plots      figures of an analysis (extra `study`)
+    report     one self-contained HTML page from an analysis (extra `study`)
+
+The last five are imported when they are first used.
 """
+
+import importlib
+from types import ModuleType
 
 from . import dynamics, estimate, flow, operators, states, tasks
 from .flow import Ntk, ParameterKernel, Propagator
@@ -36,3 +42,15 @@ __all__ = [
     "states",
     "tasks",
 ]
+
+LATER = ("gallery", "optim", "plots", "report", "study")
+
+
+def __getattr__(name: str) -> ModuleType:
+    if name not in LATER:
+        raise AttributeError(f"module 'kpflow' has no attribute {name!r}")
+    return importlib.import_module(f".{name}", __name__)
+
+
+def __dir__() -> list[str]:
+    return [*__all__, *LATER]
