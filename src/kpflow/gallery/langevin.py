@@ -4,13 +4,16 @@ import itertools
 import math
 from typing import NamedTuple, final
 
-import numpy as np
 import torch
+from scipy.integrate import quad
 from torch import Tensor
+from torch.nn.functional import normalize
 
 from kpflow._checks import check_range
 
-from .entry import Check, Entry, Panel, curve, formula, identity, monte_carlo, points
+from .draws import normal
+from .entry import Check, Entry, Panel, curve, formula, identity, monte_carlo, pair, points
+from .exponents import exponent
 from .students import scalar_propagator
 
 __all__ = ["Langevin"]
@@ -18,6 +21,7 @@ __all__ = ["Langevin"]
 RATE, HEAT, TICK = 1.0, 1.0, 0.1  # of dx = −λx dt + √(2T) dW
 TIMES = torch.tensor([10, 20, 40, 80, 140, 200])  # in ticks
 SIZE, SIGNAL, HOP = 24, 14.0, 2e-3  # of the sphere
+SIZES = (1e7, 1e9)  # d, of escape from the equator
 FREQUENCIES = torch.logspace(-2, math.log10(math.pi), 12, dtype=torch.float64)
 
 
@@ -37,15 +41,16 @@ class System(NamedTuple):
 
 @final
 class Observed(NamedTuple):
-    """Of chains, and of the propagator of the same equation."""
+    """Of chains, and of the propagator P of the same equation."""
 
     last: Tensor  # [t], variances
     averaged: Tensor  # [t]
     tilted: Tensor  # [24], mean under weights exp(b T[x, x, x])
-    mean: Tensor  # [24], over time and chains
+    mean: Tensor  # [24], over time and chains, of length 1
     overlap: float  # mean |⟨x, v⟩| at the end
-    exponents: list[float]  # of escape times
-    propagator: Tensor  # [200, 200]
+    escapes: list[list[float]]  # times, of k = 2, 3 and 4 at each size
+    covariance: Tensor  # [200, 200], P Σ Pᵀ
+    gains: Tensor  # [w], size of the last state under a wave of each frequency, by P
 
 
 @final
@@ -81,168 +86,123 @@ class Langevin(Entry[System, Observed, Predicted]):
                 f"`strength` must be at most 0.5; got {strength!r}: the mean is predicted to first order in it only."
             )
         generator = torch.Generator().manual_seed(seed)
-        spike = torch.randn(SIZE, generator=generator, dtype=torch.float64)
-        spike = spike / torch.linalg.vector_norm(spike)
-        noise = torch.randn(SIZE, SIZE, SIZE, generator=generator, dtype=torch.float64)
+        spike = normalize(normal(generator, SIZE), dim=0)
+        noise = normal(generator, SIZE, SIZE, SIZE)
         noise = torch.stack([noise.permute(order) for order in itertools.permutations(range(3))]).mean(dim=0)
-        return System(
-            spike,
-            SIGNAL * torch.einsum("i,j,k->ijk", spike, spike, spike) + noise,
-            strength,
-            0.8 * RATE if broken else RATE,
-            800 if short else 1500,
-            500 if short else 1500,
-            60_000 if short else 400_000,
-            generator,
-        )
+        tensor = SIGNAL * torch.einsum("i,j,k->ijk", spike, spike, spike) + noise
+        chains, steps, samples = (800, 500, 60_000) if short else (1500, 1500, 400_000)
+        return System(spike, tensor, strength, 0.8 * RATE if broken else RATE, chains, steps, samples, generator)
 
     def run(self, system: System) -> Observed:
         last, averaged = _free(system)
         mean, overlap = _sphere(system)
+        propagator = scalar_propagator(math.exp(-RATE * TICK), 200)
+        kicks = torch.full((200,), HEAT / RATE * -math.expm1(-2 * RATE * TICK), dtype=torch.float64)
+        kicks[0] = HEAT / RATE  # at rest from the first state on
+        waves = torch.exp(1j * FREQUENCIES[:, None] * torch.arange(200))
         return Observed(
             last,
             averaged,
             _tilted(system),
             mean,
             overlap,
-            [_escape(k) for k in (2, 3, 4)],
-            scalar_propagator(math.exp(-RATE * TICK), 200),
+            [[_escape(order, size) for size in SIZES] for order in (2, 3, 4)],
+            propagator * kicks @ propagator.mT,
+            (waves @ propagator[-1].to(waves.dtype)).abs(),
         )
 
     def predict(self, system: System) -> Predicted:
-        passed = RATE * TICK * TIMES
-        averaged = 2 * HEAT / (RATE * passed) * (1 - (1 - torch.exp(-passed)) / passed)
         trace = system.tensor.diagonal(dim1=1, dim2=2).sum(dim=1)
-        turned = torch.exp(-1j * FREQUENCIES)
-        return Predicted(
-            averaged,
-            3 * system.strength / (SIZE * (SIZE + 2)) * trace,
-            1 / (1 - math.exp(-RATE * TICK) * turned).abs(),
-        )
+        gains = 1 / (1 - math.exp(-RATE * TICK) * torch.exp(-1j * FREQUENCIES)).abs()
+        return Predicted(_averaged(TICK * TIMES), 3 * system.strength / (SIZE * (SIZE + 2)) * trace, gains)
 
     def check(self, system: System, observed: Observed, predicted: Predicted) -> list[Check]:
         scale = torch.linalg.vector_norm(predicted.tilted)
         along = predicted.tilted / scale
-        mean = observed.mean / torch.linalg.vector_norm(observed.mean)
-        cosine = float(mean @ along)
-        kicks = torch.full((200,), HEAT / RATE * -math.expm1(-2 * RATE * TICK), dtype=torch.float64)
-        kicks[0] = HEAT / RATE  # at rest from the first state on
-        covariance = observed.propagator * kicks @ observed.propagator.mT
+        tilted, overlap = observed.tilted @ along / scale, float(observed.mean @ system.spike)
+        two, *more = observed.escapes
+        powers = [(two[1] - two[0]) / math.log(SIZES[1] / SIZES[0]), *(exponent(SIZES, times) for times in more)]
+        by_p = observed.covariance
         # seven seeds, short: at most 4.3 %, 4.9 %, 4.5 %, cosine ≥ 0.93, 0.04 and 0.32
         return [
             monte_carlo.close("variance of the last state is T/λ", HEAT / RATE, observed.last, 7e-2, relative=True),
             monte_carlo.close("variance of the average", predicted.averaged, observed.averaged, 7e-2, relative=True),
-            identity.close("diag P Σ Pᵀ is T/λ", HEAT / RATE, covariance.diagonal(), 1e-12),
+            identity.close("diag P Σ Pᵀ is T/λ", HEAT / RATE, by_p.diagonal(), 1e-12),
+            formula.close("the average's variance by P", predicted.averaged[-1], by_p.mean(), 1e-2, relative=True),
+            formula.close("gain of P at each frequency", predicted.gains, observed.gains, 1e-6, relative=True),
+            monte_carlo.close("mean under exp(b T[x, x, x]) along the partial trace", 1.0, tilted, 0.1),
+            monte_carlo.at_least("cosine of the chains' average with the partial trace", 0.9, observed.mean @ along),
+            monte_carlo.close("its overlap with v", along @ system.spike, overlap, 0.1),
+            monte_carlo.at_most("overlap of last states with v over that", 0.5, observed.overlap / overlap),
             formula.close(
-                "the average's variance by P", predicted.averaged[-1], covariance.mean(), 1e-2, relative=True
-            ),
-            formula.close("gain of P at each frequency", predicted.gains, _gains(observed), 1e-6, relative=True),
-            monte_carlo.close(
-                "mean under exp(b T[x, x, x]) along the partial trace", 1.0, observed.tilted @ along / scale, 0.1
-            ),
-            monte_carlo.at_least("cosine of the chains' average with the partial trace", 0.9, cosine),
-            monte_carlo.close("its overlap with v", along @ system.spike, mean @ system.spike, 0.1),
-            monte_carlo.at_most(
-                "overlap of last states with v over that", 0.5, observed.overlap / float(mean @ system.spike)
-            ),
-            formula.close(
-                "exponent of escape times over d, k = 3 and 4; over ½ ln d, k = 2",
-                [1.0, 0.5, 1.0],
-                observed.exponents,
-                0.02,
-                relative=True,
+                "escape: over ln d, k = 2; exponent of d, 3 and 4", [0.5, 0.5, 1], powers, 2e-2, relative=True
             ),
         ]
 
     def panels(self, system: System, observed: Observed, predicted: Predicted) -> tuple[Panel, Panel]:
-        times, fine = TICK * TIMES, torch.logspace(0, math.log10(20), 50, dtype=torch.float64)
-        passed = RATE * fine
-        averaged = 2 * HEAT / (RATE * passed) * (1 - (1 - torch.exp(-passed)) / passed)
-        return (
-            Panel.of(
-                "Variance of a particle, and of its average",
-                "time",
-                "variance",
-                curve("last state, T/λ", [1.0, 20.0], [HEAT / RATE] * 2),
-                points("", times, observed.last),
-                curve("average", fine, averaged, group=1),
-                points("", times, observed.averaged, group=1),
-                log="xy",
-            ),
-            Panel.of(
-                "Gain of the propagator",
-                "frequency per step",
-                "gain",
-                curve("1 / |1 − ρe^{−iω}|", FREQUENCIES, predicted.gains),
-                points("P of 200 steps", FREQUENCIES, _gains(observed)),
-                log="xy",
-            ),
+        fine = torch.logspace(0, math.log10(20), 50, dtype=torch.float64)
+        variances = (
+            curve("last state, T/λ", [1.0, 20.0], [HEAT / RATE] * 2),
+            points("", TICK * TIMES, observed.last),
+            curve("average", fine, _averaged(fine), group=1),
+            points("", TICK * TIMES, observed.averaged, group=1),
         )
+        gains = pair("1 / |1 − ρe^{−iω}|, and P of 200 steps", FREQUENCIES, predicted.gains, observed.gains)
+        return (
+            Panel.of("Variance of a particle, and of its average", "time", "variance", *variances, log="xy"),
+            Panel.of("Gain of the propagator", "frequency per step", "gain", *gains, log="xy"),
+        )
+
+
+def _averaged(times: Tensor) -> Tensor:
+    """(2T/λ²t) [1 − (1 − e^{−λt})/(λt)]."""
+    passed = RATE * times
+    return 2 * HEAT / (RATE * passed) * (1 - (1 - torch.exp(-passed)) / passed)
 
 
 def _free(system: System) -> tuple[Tensor, Tensor]:
     """Variances of dx = −λx dt + √(2T) dW and of its average, at rest from the start, by its exact steps."""
     kept = math.exp(-system.rate * TICK)
-    kick = math.sqrt(HEAT / system.rate * (1 - kept**2))
-    noise = torch.randn(201, 6000, generator=system.generator, dtype=torch.float64)
-    state = math.sqrt(HEAT / system.rate) * noise[0]
-    total, last, averaged = torch.zeros_like(state), [], []
-    for tick in range(1, 201):
-        before, state = state, kept * state + kick * noise[tick]
-        total = total + 0.5 * (before + state)
-        if tick in TIMES:
-            last.append(state.square().mean())
-            averaged.append((total / tick).square().mean())
-    return torch.stack(last), torch.stack(averaged)
+    noise = math.sqrt(HEAT / system.rate) * normal(system.generator, 201, 6000)
+    path = [noise[0]]
+    for kick in noise[1:]:
+        path.append(kept * path[-1] + math.sqrt(1 - kept**2) * kick)
+    states = torch.stack(path)
+    averages = torch.cumulative_trapezoid(states, dim=0)[TIMES - 1] / TIMES[:, None]
+    return states[TIMES].square().mean(dim=1), averages.square().mean(dim=1)
+
+
+def _pull(system: System, states: Tensor) -> Tensor:
+    """T[x, x, ·] of each state, in float32: the noise is larger by far."""
+    flat = system.tensor.float().view(SIZE, -1)
+    return torch.einsum("njk,nj->nk", (states @ flat).view(-1, SIZE, SIZE), states)
 
 
 def _sphere(system: System) -> tuple[Tensor, float]:
     """Mean over chains and times of dx = 3b T[x, x, ·] dt + √2 dW on the sphere, and the last overlap with v."""
-    flat = system.tensor.float().reshape(SIZE, -1)  # in float32: the noise is larger by far
-    states = torch.randn(system.chains, SIZE, generator=system.generator)
-    states = states / torch.linalg.vector_norm(states, dim=1, keepdim=True)
+    states = normalize(torch.randn(system.chains, SIZE, generator=system.generator), dim=1)
     total = torch.zeros(SIZE)
     for step in range(system.steps):
-        pull = torch.einsum("njk,nj->nk", (states @ flat).view(-1, SIZE, SIZE), states)
         noise = torch.randn(states.shape, generator=system.generator)
-        moved = states + 3 * system.strength * HOP * pull + math.sqrt(2 * HOP) * noise
-        states = moved / torch.linalg.vector_norm(moved, dim=1, keepdim=True)
+        drift = 3 * system.strength * HOP * _pull(system, states)
+        states = normalize(states + drift + math.sqrt(2 * HOP) * noise, dim=1)
         if 10 * step >= system.steps:  # by then the start is forgotten: a harmonic of order 1 decays at the rate d − 1
             total = total + states.mean(dim=0)
-    return total.double(), float((states @ system.spike.float()).abs().mean())
+    return normalize(total.double(), dim=0), float((states @ system.spike.float()).abs().mean())
 
 
 def _tilted(system: System) -> Tensor:
     """Mean under exp(b T[x, x, x]) of points on the sphere, in pairs ±x."""
-    points = torch.randn(system.samples, SIZE, generator=system.generator)
-    points = points / torch.linalg.vector_norm(points, dim=1, keepdim=True)
-    flat = system.tensor.float().reshape(SIZE, -1)
-    pulls = torch.cat([torch.einsum("njk,nj,nk->n", (x @ flat).view(-1, SIZE, SIZE), x, x) for x in points.split(4096)])
+    states = normalize(torch.randn(system.samples, SIZE, generator=system.generator), dim=1)
+    pulls = torch.cat([(_pull(system, x) * x).sum(dim=1) for x in states.split(4096)])
     tilt = system.strength * pulls.double()
-    return torch.sinh(tilt) @ points.double() / torch.cosh(tilt).sum()
+    return torch.sinh(tilt) @ states.double() / torch.cosh(tilt).sum()
 
 
-def _escape(order: int) -> float:
-    """Exponent over d of the time from m = d^{−½} to ½ by ṁ = m^{k−1}(1 − m²); its ratio to ½ ln d where k = 2."""
+def _escape(order: int, size: float) -> float:
+    """Time from m = d^{−½} to ½ by ṁ = m^{k−1}(1 − m²), an integral over ln m."""
 
-    def velocity(height: float) -> float:  # of u = ln m, in time that runs as m^{2−k}
-        return 1 - math.exp(2 * height)
+    def slowness(log: float) -> float:
+        return math.exp((2 - order) * log) / (1 - math.exp(2 * log))
 
-    sizes, times = [1e7, 1e9], []
-    for size in sizes:
-        height, time = -0.5 * math.log(size), 0.0
-        while height < math.log(0.5):
-            first = velocity(height)
-            middle = height + 0.005 * first
-            time += 0.01 * math.exp((2 - order) * middle)
-            height += 0.01 * velocity(middle)
-        times.append(time)
-    if order == 2:
-        return (times[1] - times[0]) / (0.5 * math.log(sizes[1] / sizes[0]))
-    return float(np.log(times[1] / times[0]) / math.log(sizes[1] / sizes[0]))
-
-
-def _gains(observed: Observed) -> Tensor:
-    """Size of the last state under a wave of each frequency."""
-    waves = torch.exp(1j * FREQUENCIES[:, None] * torch.arange(200))
-    return (waves @ observed.propagator[-1].to(waves.dtype)).abs()
+    return quad(slowness, -0.5 * math.log(size), math.log(0.5))[0]
