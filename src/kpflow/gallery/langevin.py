@@ -134,9 +134,7 @@ class Langevin(Entry[System, Observed, Predicted]):
             monte_carlo.at_least("cosine of the chains' average with the partial trace", 0.9, observed.mean @ along),
             monte_carlo.close("its overlap with v", along @ system.spike, overlap, 0.1),
             monte_carlo.at_most("overlap of last states with v over that", 0.5, observed.overlap / overlap),
-            formula.close(
-                "escape: over ln d, k = 2; exponent of d, 3 and 4", [0.5, 0.5, 1], powers, 2e-2, relative=True
-            ),
+            formula.close("escape: over ln d, k = 2; powers of d, 3 and 4", [0.5, 0.5, 1], powers, 0.02, relative=True),
         ]
 
     def panels(self, system: System, observed: Observed, predicted: Predicted) -> tuple[Panel, Panel]:
