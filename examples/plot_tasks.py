@@ -45,7 +45,14 @@ for name in kp.tasks.names():
 # the epochs, with their names or first letters. Targets are bold where they have weight in the loss.
 
 MOST = 5
-SLOW = {"chaos_rossler": {"dt": 150.0}, "chaos_thomas": {"dt": 500.0}}  # longer steps, to see them turn
+LONGER = {  # steps, to see the slow ones turn
+    "chaos_rossler": {"dt": 150.0},
+    "chaos_thomas": {"dt": 500.0},
+    "chaos_diffusionless_lorenz": {"dt": 100.0},
+    "chaos_chua": {"dt": 100.0},
+    "chaos_windmi": {"dt": 200.0},
+    "chaos_sprott_f": {"dt": 200.0},
+}
 
 
 def traces(axis: plt.Axes, signal: torch.Tensor, colour: str, top: float, weight: torch.Tensor | None = None) -> float:
@@ -65,7 +72,7 @@ def traces(axis: plt.Axes, signal: torch.Tensor, colour: str, top: float, weight
 
 def panel(axis: plt.Axes, name: str, title: str) -> None:
     """One trial of a task."""
-    task = kp.tasks.get(name, **SLOW.get(name, {}))
+    task = kp.tasks.get(name, **LONGER.get(name, {}))
     trials = task.sample(1, generator=torch.Generator().manual_seed(3), noise=False)
     T = int(trials.length[0])
     bottom = traces(axis, trials.inputs[0, :T], PALETTE["inputs"], 0.0)

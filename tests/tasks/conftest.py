@@ -4,15 +4,16 @@ import jaxtyping
 import pytest
 
 from kpflow.tasks import FlipFlop, Integration, MemoryAnti, MemoryPro, MultiTask, RuleTask, get, names
+from kpflow.tasks.chaos import SYSTEMS
 from kpflow.tasks.delayed_response import DelayAnti, DelayPro
 
 SMALLER = {"yang": {"units": 8}, "chaos": {"steps": 10}}
 """Parameters that make the tasks of a family cheap and leave their definitions as they are."""
 
-SLOW = ("chaos_rossler", "chaos_halvorsen")
-"""They differ from the other chaotic systems in numbers alone, which have a test of their own."""
+ALIKE = tuple(f"chaos_{system}" for system in SYSTEMS if system not in ("lorenz", "thomas"))
+"""They differ from the other chaotic systems in numbers alone, which have tests of their own."""
 
-CASES = {name: get(name, **SMALLER.get(name.split("_")[0], {})) for name in names() if name not in SLOW} | {
+CASES = {name: get(name, **SMALLER.get(name.split("_")[0], {})) for name in names() if name not in ALIKE} | {
     "memory_pro driscoll": MemoryPro.driscoll(),
     "memory_anti padded": MemoryAnti(timing="driscoll", context=0, order="sin_cos"),
     "delay_pro driscoll": DelayPro.driscoll(weighting="uniform"),

@@ -55,7 +55,7 @@ def names() -> tuple[str, ...]:
 
     Example:
         >>> len(names()), names()[:6]
-        (58, ('memory_pro', 'memory_anti', 'delay_pro', 'delay_anti', 'flipflop', 'flipflop_anti'))
+        (64, ('memory_pro', 'memory_anti', 'delay_pro', 'delay_anti', 'flipflop', 'flipflop_anti'))
     """
     return tuple(TASKS)
 
