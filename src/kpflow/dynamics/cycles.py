@@ -13,7 +13,7 @@ from torch import Tensor
 
 from kpflow._checks import check_positive, check_range
 
-from .deadlines import deadline_in
+from .deadlines import TIME_LIMIT, deadline_in
 from .maps import StaticMap, exact_derivatives, static_map
 from .monodromy import cyclic_matrix, monodromy
 from .periods import check_arguments, orbits
@@ -122,7 +122,7 @@ def find_cycles(
     merge: float = 1e-8,
     marginal: float = 1e-3,
     dt: float = 1.0,
-    time_limit: float | None = None,
+    time_limit: float | None = TIME_LIMIT,
 ) -> Cycles:
     """Cycles of period p of F = step(·, x), from many seeds at once, in float64 whatever the dtype of the model.
 
@@ -146,8 +146,8 @@ def find_cycles(
         merge: See above.
         marginal: | |μ| − 1 | below which a cycle counts as marginal.
         dt: Duration of a step, for time scales.
-        time_limit: Seconds after which searches end where they are; None for no limit. A call of the step is never
-            interrupted, and what was found is described after that.
+        time_limit: Seconds after which searches end where they are, 120 by default; None for no limit. A call of the
+            step is never interrupted, and what was found is described after that.
 
     Returns:
         The distinct cycles, and how the search from each seed ended.

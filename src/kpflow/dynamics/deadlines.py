@@ -7,7 +7,10 @@ from typing import final
 
 from kpflow._checks import check_positive
 
-__all__ = ["NEVER", "Deadline", "deadline_in"]
+__all__ = ["NEVER", "TIME_LIMIT", "Deadline", "deadline_in"]
+
+TIME_LIMIT = 120.0
+"""Seconds that a search may take if the user says nothing."""
 
 
 @final

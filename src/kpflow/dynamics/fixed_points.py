@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from kpflow._checks import check_finite, check_generator, check_positive, check_range, check_tensor
 
 from .certificates import kantorovich
-from .deadlines import deadline_in
+from .deadlines import TIME_LIMIT, deadline_in
 from .maps import StaticMap, exact_derivatives, float64_copy, static_map
 from .merging import SLOW_APART, bounds, distinct, index
 from .points import FixedPoints, SlowPoints, Status, Stop, spectrum
@@ -35,7 +35,7 @@ def find_fixed_points(
     flow: bool = False,
     readout: Callable[[Tensor], Tensor] | None = None,
     rounds: int = 8,
-    time_limit: float | None = None,
+    time_limit: float | None = TIME_LIMIT,
     generator: torch.Generator | None = None,
 ) -> FixedPoints:
     """Solutions of h = F(h), F = step(·, x), from many seeds at once, in float64 whatever the dtype of the model.
@@ -70,8 +70,8 @@ def find_fixed_points(
             is with F(h) = h + f(h), so that I − J = −∂f/∂h; eigenvalues are those of ∂f/∂h.
         readout: Outputs from states `[k, H]`, a function or a module, which is copied to float64.
         rounds: The most further rounds of at most 256 seeds each.
-        time_limit: Seconds after which searches end where they are; None for no limit. A call of the step is never
-            interrupted, and what was found is described after that.
+        time_limit: Seconds after which searches end where they are, 120 by default; None for no limit. A call of the
+            step is never interrupted, and what was found is described after that.
         generator: Source of the seeds of further rounds; None for a fresh one seeded with 0.
 
     Returns:

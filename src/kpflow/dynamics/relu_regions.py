@@ -18,7 +18,7 @@ from kpflow._checks import (
     check_tensor,
 )
 
-from .deadlines import Deadline, deadline_in
+from .deadlines import TIME_LIMIT, Deadline, deadline_in
 from .merging import index
 from .piecewise import PiecewiseLinear, piecewise_linear
 from .points import IndexVerdict, spectrum
@@ -113,7 +113,7 @@ def find_region_points(
     bounded: bool = False,
     marginal: float = 1e-3,
     generator: torch.Generator | None = None,
-    time_limit: float | None = None,
+    time_limit: float | None = TIME_LIMIT,
 ) -> RegionPoints:
     """Fixed points of h = A h + B relu(C h + d) + e, exact: where the active units D are known the equation is linear.
 
@@ -137,7 +137,7 @@ def find_region_points(
         bounded: Whether F maps some ball into itself, so that the index sum must be 1.
         marginal: | |μ| − 1 | below which a point counts as marginal.
         generator: Source of the random sets; None for a fresh one seeded with 0.
-        time_limit: Seconds after which no further regions are solved.
+        time_limit: Seconds after which no further regions are solved, 120 by default; None for no limit.
 
     Returns:
         The fixed points, the continuous sets, and whether all regions were solved.
