@@ -105,6 +105,38 @@ def test_a_singular_product() -> None:
     close(found.exponents[0, :2], torch.linalg.svdvals(dense).log()[:2] / 10, 1e-9)
 
 
+def dead_network() -> nn.RNN:
+    """A ReLU network whose units are all below zero, whatever its state."""
+    network = nn.RNN(1, 4, nonlinearity="relu")
+    with torch.no_grad():
+        network.weight_hh_l0.copy_(-randn(4, 4, seed=0).abs())
+        network.bias_hh_l0.fill_(-5)
+    return network
+
+
+@pytest.mark.parametrize(
+    "step", [dead_network(), lambda h, x: 0 * h, lambda h, x: torch.sign(h)], ids=["dead", "zero", "sign"]
+)
+def test_a_product_that_vanishes(step: Any) -> None:
+    initial = randn(3, 4, seed=1).abs()
+    found = finite_time_exponents(step, torch.zeros(1), initial, steps=10)
+    assert found.exponents.tolist() == [[-math.inf] * 4] * 3
+    assert (found.sweeps, found.change) == (2, 0.0)
+    for frame in (found.right, found.left):
+        close(frame.mT @ frame, torch.eye(4).expand(3, 4, 4).double())
+    spectrum = lyapunov_spectrum(step, torch.zeros(1), initial, steps=100)
+    assert spectrum.exponents.tolist() == [-math.inf] * 4
+
+
+def test_one_trial_that_vanishes_leaves_the_others_alone() -> None:
+    matrices = randn(2, 10, 4, 4, seed=3)
+    alone = finite_time_exponents(product, matrices[:1].flatten(2), torch.zeros(1, 4)).exponents
+    matrices[1, 5] = 0
+    both = finite_time_exponents(product, matrices.flatten(2), torch.zeros(2, 4)).exponents
+    close(both[:1], alone, 1e-11)
+    assert both[1].tolist() == [-math.inf] * 4
+
+
 def test_the_leading_exponent_is_that_of_the_norm() -> None:
     cell, inputs, initial = nn.GRUCell(2, 6), randn(3, 20, 2, seed=0), randn(3, 6, seed=1)
     decay = greens_decay(cell, inputs, initial, lags=[20])

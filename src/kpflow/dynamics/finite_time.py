@@ -170,7 +170,8 @@ def _sweep(whole: Segment, frame: Tensor, backward: bool) -> _Swept:
         frame, triangle = orthonormal((whole.adjoint if backward else whole.product)(step, frame))
         check_range_of(triangle, whole.start + step)
         growth = logarithms(triangle, width)
-        noise = noise + (triangle.norm(dim=1).amax(dim=1, keepdim=True) / growth.exp()).square()
+        lost = triangle.norm(dim=1).amax(dim=1, keepdim=True) / growth.exp()  # 0/0 where all of J Q vanishes
+        noise = noise + lost.nan_to_num(nan=torch.inf, posinf=torch.inf).square()
         regular = torch.isfinite(growth + logs)[:, :, None]
         ratios = (logs[:, None, :] - logs[:, :, None] - growth[:, :, None]).nan_to_num(neginf=-STEEP)
         unit = torch.where(regular, triangle * ratios.clamp_max(STEEP).exp(), eye) @ unit
