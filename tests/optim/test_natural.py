@@ -315,3 +315,76 @@ def test_a_jacobian_that_does_not_fit_is_refused():
         NaturalGradient(model).step(closure, jacobian=lambda: kp.Ntk(lin).jacobian)
     with pytest.raises(ValueError, match="`jacobian` needs the names of the parameters"):
         NaturalGradient(model.parameters()).step(closure, jacobian=lambda: kp.Ntk(lin, readout="outputs").jacobian)
+
+
+def test_the_gradient_is_kept_as_after_backward():
+    model, inputs, targets, _ = problem()
+    closure = squares(model, inputs, targets)
+    optimiser = NaturalGradient(model, lr=0.1, rank=2)
+    for _ in range(3):
+        expected = gradient_of(closure, model)
+        optimiser.step(closure)
+        torch.testing.assert_close(torch.cat([p.grad.flatten() for p in model.parameters()]), expected)
+
+
+def test_gain_damping_counts_the_rates_of_all_groups():
+    """The order of the groups is of no matter."""
+    dampings = []
+    for order in (1, -1):
+        model, inputs, targets, _ = problem()
+        groups = [{"params": [*model[0].parameters()], "lr": 1e-8}, {"params": [*model[2].parameters()], "lr": 0.5}]
+        generator = torch.Generator().manual_seed(0)
+        optimiser = NaturalGradient(groups[::order], rank=64, form="damped", damping="gain", generator=generator)
+        for _ in range(6):
+            optimiser.step(squares(model, inputs, targets))
+        dampings.append(optimiser.damping)
+    assert dampings[0] == dampings[1] != 1e-3
+
+
+def test_predicted_gain_is_that_of_the_quadratic_model():
+    """A quadratic loss gains what is predicted, so that damping falls at every step, with momentum and groups too."""
+    weight, bias = (torch.nn.Parameter(randn(3, seed=s)) for s in (1, 2))
+    matrix = randn(9, 6, seed=3)
+    groups = [{"params": [weight], "lr": 0.2}, {"params": [bias], "lr": 0.1, "momentum": 0.3}]
+    optimiser = NaturalGradient(groups, rank=6, form="damped", damping="gain", refresh=1)
+
+    def closure():
+        outputs = matrix @ torch.cat([weight, bias])
+        return 0.5 * outputs.square().sum(), outputs
+
+    for step in range(1, 7):
+        optimiser.step(closure)
+        assert optimiser.damping == 1e-3 / 2**step
+
+
+@pytest.mark.parametrize("how", ["a new group", "unfrozen"])
+def test_parameters_that_come_later_are_trained(how):
+    model, inputs, targets, _ = problem()
+    model[2].requires_grad_(False)
+    optimiser = NaturalGradient(model[0] if how == "a new group" else model, lr=0.1, rank=2)
+    optimiser.step(squares(model, inputs, targets))
+    before = model[2].weight.clone()
+    model[2].requires_grad_(True)
+    if how == "a new group":
+        optimiser.add_param_group({"params": list(model[2].named_parameters()), "lr": 0.2})
+    for _ in range(2):
+        optimiser.step(squares(model, inputs, targets))
+    assert not torch.equal(model[2].weight, before)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"lr": -1.0}, "`lr` must be"),
+        ({"momentum": 3.0}, "`momentum` must be"),
+        ({"rank": 2}, r"A group may have options of its own for \['lr', 'momentum'\]; got \['rank'\]"),
+    ],
+)
+def test_options_of_groups_are_checked(options, message):
+    with pytest.raises(ValueError, match=message):
+        NaturalGradient([{"params": [nn.Parameter(torch.ones(2))], **options}])
+
+
+def test_gain_needs_damping():
+    with pytest.raises(ValueError, match='`damping="gain"` needs `form="damped"`; got \'flat\', which has no damping'):
+        NaturalGradient([nn.Parameter(torch.ones(2))], damping="gain")

@@ -41,7 +41,8 @@ class NaturalGradient(torch.optim.Optimizer):
 
     The eigenpairs come from k + 1 products with J and Jᵀ in one block, every `refresh` steps, from the last ones on. By
     default they go through the graph of the closure; the operators of a recurrent network are several times faster:
-    `step(closure, jacobian=lambda: kp.Ntk(kp.linearise(model, inputs)).jacobian)`.
+    `step(closure, jacobian=lambda: kp.Ntk(kp.linearise(model, inputs)).jacobian)`. After a step the gradient is in
+    `p.grad`, as after `backward`.
 
     Args:
         params: The model, its parameters, or groups of them with options of their own (`lr`, `momentum`).
@@ -55,7 +56,7 @@ class NaturalGradient(torch.optim.Optimizer):
         generator: Random generator of the first subspace; a fresh one by default.
 
     Raises:
-        ValueError: An option is out of its range, or nothing is trainable.
+        ValueError: An option is out of its range or none of a group, or nothing is trainable; "gain" with "flat".
         TypeError: The closure of `step` gives something else than a pair of a loss and outputs, or several.
 
     Example:
@@ -86,8 +87,10 @@ class NaturalGradient(torch.optim.Optimizer):
         check_one_of("form", form, FORMS)
         check_positive("refresh", refresh, integer=True)
         check_range("momentum", momentum, 0, 1)
-        adapts = damping == "gain"
-        if not adapts:
+        self._adapts = damping == "gain"
+        if self._adapts and form != "damped":
+            raise ValueError(f'`damping="gain"` needs `form="damped"`; got {form!r}, which has no damping.')
+        if not self._adapts:
             check_positive("damping", damping)
         given = params.named_parameters() if isinstance(params, nn.Module) else params
         torch.optim.Optimizer.__init__(self, given, {"lr": lr, "momentum": momentum})
@@ -97,9 +100,21 @@ class NaturalGradient(torch.optim.Optimizer):
         self._rank = min(rank, sum(p.numel() for p in trained))
         self._form = form
         self._refresh = refresh
-        self._adapts = adapts and form == "damped"
         self._damping = 1e-3 if isinstance(damping, str) else float(damping)
         self._generator = check_generator("generator", generator, trained[0].device)
+
+    def add_param_group(self, param_group: dict[str, Any]) -> None:
+        """Add parameters to be trained, with options of their own; new eigenpairs are due then.
+
+        Raises:
+            ValueError: An option is out of its range, or belongs to the optimiser as a whole.
+        """
+        unknown = sorted(set(param_group) - {"params", "param_names", *self.defaults})
+        if unknown:
+            raise ValueError(f"A group may have options of its own for {list(self.defaults)}; got {unknown}.")
+        check_positive("lr", param_group.get("lr", self.defaults["lr"]))
+        check_range("momentum", param_group.get("momentum", self.defaults["momentum"]), 0, 1)
+        torch.optim.Optimizer.add_param_group(self, param_group)
 
     @property
     def damping(self) -> float:
@@ -124,32 +139,42 @@ class NaturalGradient(torch.optim.Optimizer):
         if closure is None:
             raise TypeError("`closure` must be a function that gives (loss, outputs); got None. Call step(closure).")
         trained = self._trained()
+        self.zero_grad()
         with torch.enable_grad():
             shards = _shards(closure())
             loss = torch.stack([loss for loss, _ in shards]).sum()
             gradient = self._gradient(loss, trained, keep=self._is_due(trained))
         leading = self._leading(shards, trained, jacobian)
-        direction = self._direction(leading, gradient, self.damping)
+        steps = self._steps(trained, self._direction(leading, gradient, self.damping))
         before = [p.detach().clone() for p in trained] if self._adapts else []
-        self._move(trained, direction)
-        if self._adapts:
-            self._adapt(closure, before, float(loss.detach()), gradient, direction, leading)
+        with torch.no_grad():
+            for p, step in zip(trained, steps, strict=True):
+                p.sub_(step)
+            if self._adapts:
+                gained = float(loss) - sum(float(after) for after, _ in _shards(closure()))
+                self._adapt(before, gained, self._predicted(leading, gradient, steps))
         return loss.detach()
 
     def _trained(self) -> list[Tensor]:
         return [p for group in self.param_groups for p in group["params"] if p.requires_grad]
 
     def _is_due(self, trained: Sequence[Tensor]) -> bool:
-        """Whether this step computes new eigenpairs."""
+        """Whether this step computes new eigenpairs: after some steps, and for other parameters than before."""
         first = self.state[trained[0]]
-        return "values" not in first or int(first.get("step", 0)) % self._refresh == 0
+        return not self._is_known(trained) or int(first["step"]) % self._refresh == 0
+
+    def _is_known(self, trained: Sequence[Tensor]) -> bool:
+        """Whether there are eigenpairs of just these parameters."""
+        return self.state[trained[0]].get("size") == sum(p.numel() for p in trained)
 
     def _gradient(self, loss: Tensor, trained: Sequence[Tensor], keep: bool) -> Tensor:
-        """∂L/∂θ; the graph is kept for new eigenpairs only."""
+        """∂L/∂θ, also kept as the parameters' `grad`; the graph is kept for new eigenpairs only."""
         if not bool(torch.isfinite(loss)):
             got = float(loss.detach())
             raise ValueError(f"The loss must be finite; got {got}. Take a smaller `lr`, or more damping.")
         found = torch.autograd.grad(loss, trained, retain_graph=keep, materialize_grads=True)
+        for p, part in zip(trained, found, strict=True):
+            p.grad = part
         return joined([g.unsqueeze(0) for g in found])[0]
 
     def _leading(
@@ -164,14 +189,14 @@ class NaturalGradient(torch.optim.Optimizer):
             values, vectors = found.values, found.vectors
             for p, part in zip(trained, split(vectors, trained), strict=True):
                 self.state[p]["vectors"] = part.clone()
-            first["values"] = values
+            first["values"], first["size"] = values, vectors.shape[1]
         first["step"] = int(first.get("step", 0)) + 1
         return Leading(values, vectors)
 
     def _found(self, shards: Sequence[Shard], trained: Sequence[Tensor], jacobian: Callable[[], Any] | None) -> Leading:
         total = sum(p.numel() for p in trained)
         size = min(self._rank + EXTRA, total)
-        known = "vectors" in self.state[trained[0]]
+        known = self._is_known(trained)
         start = joined([self.state[p]["vectors"] for p in trained]) if known else trained[0].new_empty(0, total)
         more = torch.randn(
             size - len(start), total, dtype=start.dtype, device=start.device, generator=self._generator
@@ -214,37 +239,31 @@ class NaturalGradient(torch.optim.Optimizer):
         """s²_{k+1}, or 0 where F has no more."""
         return leading.values[self._rank] if len(leading.values) > self._rank else leading.values.new_zeros(())
 
-    @torch.no_grad()
-    def _move(self, trained: Sequence[Tensor], direction: Tensor) -> None:
-        parts = iter(split(direction.unsqueeze(0), trained))
+    def _steps(self, trained: Sequence[Tensor], direction: Tensor) -> list[Tensor]:
+        """lr · d of every parameter, after momentum."""
+        parts, steps = iter(split(direction.unsqueeze(0), trained)), []
         for group in self.param_groups:
             for p in group["params"]:
                 if not p.requires_grad:
                     continue
                 own, part = self.state[p], next(parts)[0]
                 if group["momentum"]:
-                    own["momentum"] = group["momentum"] * own.get("momentum", torch.zeros_like(part)) + part
-                    part = own["momentum"]
-                p.sub_(group["lr"] * part)
+                    part = own["momentum"] = group["momentum"] * own.get("momentum", torch.zeros_like(part)) + part
+                steps.append(group["lr"] * part)
+        return steps
 
-    @torch.no_grad()
-    def _adapt(
-        self,
-        closure: Callable[[], Any],
-        before: Sequence[Tensor],
-        loss: float,
-        gradient: Tensor,
-        direction: Tensor,
-        leading: Leading,
-    ) -> None:
-        """Levenberg–Marquardt: compare what was gained with what the quadratic model of F predicts."""
-        lr, trained = self.param_groups[0]["lr"], self._trained()
+    def _predicted(self, leading: Leading, gradient: Tensor, steps: Sequence[Tensor]) -> float:
+        """⟨g, δ⟩ − ½ δᵀ F δ, what θ ← θ − δ gains by the quadratic model of F."""
+        moved = joined([step.unsqueeze(0) for step in steps])[0]
         top = leading.vectors[: self._rank]
-        within = top @ direction
-        rest = direction - top.mT @ within
-        curved = (leading.values[: self._rank] * within.square()).sum() + self._level(leading) * rest.square().sum()
-        predicted = lr * float(gradient @ direction) - 0.5 * lr * lr * float(curved)
-        gained = loss - sum(float(after) for after, _ in _shards(closure()))
+        within = top @ moved
+        curved = (leading.values[: self._rank] * within.square()).sum()
+        curved += self._level(leading) * (moved - top.mT @ within).square().sum()
+        return float(gradient @ moved - 0.5 * curved)
+
+    def _adapt(self, before: Sequence[Tensor], gained: float, predicted: float) -> None:
+        """Levenberg–Marquardt: compare what was gained with what the quadratic model of F predicts."""
+        trained = self._trained()
         if not gained > 0:  # NaN is no gain
             for p, old in zip(trained, before, strict=True):
                 p.copy_(old)
