@@ -130,6 +130,7 @@ def analyze(
     rtol: Annotated[float, typer.Option(help="Relative standard error at which estimates stop.")] = study.Settings.rtol,
     budget: Annotated[int, typer.Option(help="The most products for one estimate.")] = study.Settings.budget,
     seed: Annotated[int, typer.Option(help="Of the random probes.")] = study.Settings.seed,
+    labels: Annotated[str | None, typer.Option(help="Condition whose values are classes, for neural collapse.")] = None,
     trust_pickle: Annotated[
         bool, typer.Option("--trust-pickle", help="Read checkpoints that can run code. Only if you trust their source.")
     ] = False,
@@ -149,7 +150,7 @@ def analyze(
         _say("--trust-pickle: code inside the checkpoints will be run.", 0)
     make = load_factory(model)
     chosen = tasks.get(task, **_parameters(option or []))
-    settings = study.Settings(rtol=rtol, budget=budget, seed=seed)
+    settings = study.Settings(rtol=rtol, budget=budget, seed=seed, labels=labels)
     with _progress() as bars:
         record = study.analyse_folder(
             folder,

@@ -21,6 +21,8 @@ FIGURES = {  # function: (a variable it cannot do without, panels of the full re
     "ntk_modes": ("ntk_mode_time", 24),
     "self_referential_bias": ("core_spectrum", 3),
     "trajectories": ("trajectory", 3),
+    "neural_collapse": ("neural_collapse", 2),
+    "state_similarity": ("state_similarity", 2),
     "objective_alignment": ("objective_alignment", 15),
     "objective_course": ("objective_alignment", 6),
     "fixed_points": ("fixed_point_position", 3),
@@ -172,6 +174,32 @@ def test_pipeline_with_a_stage_of_its_own(record):
 def test_pipeline_needs_names(record):
     with pytest.raises(ValueError, match="must name its stages in a coordinate `stage`"):
         plots.collapse_pipeline(record.drop_vars("stage"))
+
+
+def test_neural_collapse_draws_each_measure_that_is_there(record):
+    record["neural_collapse"].loc[{"measure": "nc3"}] = np.nan
+    first, rest = plots.neural_collapse(record).axes
+    np.testing.assert_array_equal(first.lines[0].get_ydata(), record["neural_collapse"].sel(measure="nc1"))
+    labels = [line.get_label() for line in rest.lines if not line.get_label().startswith("_")]
+    assert labels == ["NC2 norms", "NC2 angles", "NC4 decisions", "NC5 other data"]
+    assert crosses(first) == [record["step"].values[3]]
+
+
+def test_neural_collapse_needs_names(record):
+    with pytest.raises(ValueError, match="must name its measures in a coordinate `measure`; got none"):
+        plots.neural_collapse(record.drop_vars("measure"))
+
+
+def test_similarity_with_the_first_and_the_last_step(record):
+    pairs, course = plots.state_similarity(record).axes
+    table = record["state_similarity"].values
+    np.testing.assert_array_equal(course.lines[0].get_ydata(), table[:, 0])
+    np.testing.assert_array_equal(course.lines[1].get_ydata(), table[:, -1])
+    shown = np.asarray(pairs.images[0].get_array().filled(np.nan))
+    low = np.nanmin(table)
+    np.testing.assert_allclose(shown, (table - low) / (1 - low))
+    assert pairs.get_title(loc="left") == f"CKA of pairs, {low:.2g} to 1"
+    assert crosses(course) == [record["step"].values[3]]
 
 
 def test_labels_at_the_edge_keep_their_distance(record):

@@ -49,7 +49,7 @@ def make_record(steps=25, trials=30, times=90, units=128, modes=20, *, seed=0, m
     _add_bias(record, learned, modes)
     _add_trajectories(record, learned, angle, times, rng)
     _add_points(record, learned, rng)
-    record = _with_objectives(record, learned)
+    record = _with_representations(_with_objectives(record, learned), learned)
     record["predicted_loss_change"] = "step", -1e-3 * record.loss.values * wobble()
     record["actual_loss_change"] = "step", record.predicted_loss_change.values * (1 - 0.2 * learned) * wobble()
     return _forget(record, missing)
@@ -170,3 +170,13 @@ def _with_objectives(record, learned):
     record["ntk_block_size"] = ("step", "group", "other_group"), table[:, -1]
     stages = ["error", "adjoint", "gradient", "immediate", "change"]
     return record.assign_coords(objective_stage=stages, objective=names, other=names, group=names, other_group=names)
+
+
+def _with_representations(record, learned):
+    """Classes that fall together, all but the read-out's; states that are the more alike the nearer in training."""
+    starts = {"nc1": 4.0, "nc2_norms": 0.6, "nc2_angles": 0.4, "nc3": 1.5, "nc4": 0.5, "nc5": 0.7}
+    columns = [start * (1 - 0.97 * learned) for start in starts.values()]
+    record["neural_collapse"] = ("step", "measure"), np.stack(columns, axis=1)
+    distance = np.abs(learned[:, None] - learned)
+    record["state_similarity"] = ("step", "other_step"), 1 - 0.7 * distance
+    return record.assign_coords(measure=list(starts), other_step=record["step"].values)

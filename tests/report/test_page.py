@@ -161,6 +161,21 @@ def test_objectives_have_a_section_only_where_the_record_has_them(record):
     assert "Its loss is zero." in said
 
 
+def test_why_there_is_no_neural_collapse_stands_beside_similarity(record):
+    bare = record.drop_vars("neural_collapse").assign_attrs(neural_collapse_left_out="There are no classes.")
+    words = Elements(report.render(bare[["loss", "state_similarity"]])).words
+    assert words.count("There are no classes.") == 1
+    assert "Similarity of the states between checkpoints" in words
+    assert "What the states tell apart" not in Elements(report.render(small())).words
+
+
+def test_classes_and_components_are_said(record):
+    said = record.assign(state_component_share=("step", np.full(9, 0.98765))).assign_attrs(classes="final, 8 classes")
+    words = Elements(report.render(said[["neural_collapse", "state_similarity", "state_component_share"]])).words
+    assert "Classes: final, 8 classes." in words
+    assert "From the leading principal components of each, which carry at least 98.77% of the variance." in words
+
+
 def test_why_there_is_nothing_on_dynamics_stands_in_its_place(record):
     names = [name for name in record.data_vars if str(name).startswith(("fixed_point", "lyapunov", "event"))]
     bare = record[["loss", *names]].drop_vars(names)

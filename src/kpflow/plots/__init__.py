@@ -12,6 +12,7 @@ from .objectives import objective_alignment, objective_course
 from .paths import aligned_trajectories, trajectories
 from .ranks import effective_ranks
 from .records import SCHEMA, Conditions, Record, check_record, conditions, missing_steps
+from .representations import neural_collapse, state_similarity
 from .stages import collapse_pipeline
 from .style import NARROW, PALETTE, WIDE, condition_colours, condition_groups
 from .training import loss_and_score, loss_change
@@ -37,10 +38,12 @@ __all__ = [
     "loss_change",
     "lyapunov",
     "missing_steps",
+    "neural_collapse",
     "ntk_modes",
     "objective_alignment",
     "objective_course",
     "self_referential_bias",
     "spectra",
+    "state_similarity",
     "trajectories",
 ]

@@ -37,6 +37,8 @@ SCHEMA: dict[str, tuple[str, ...]] = {
     **{f"{name}_trace{suffix}": ("step",) for name in _OPERATORS for suffix in ("", "_error")},
     **{f"{name}_spectrum": ("step", "mode") for name in _OPERATORS},
     "effective_dimension": ("step", "stage"),
+    "neural_collapse": ("step", "measure"),
+    "state_similarity": ("step", "other_step"),
     "ntk_mode_time": ("step", "leading", "trial", "time"),
     "ntk_mode_unit": ("step", "leading", "unit"),
     "ntk_mode_separability": ("step", "leading"),

@@ -33,6 +33,7 @@ __all__ = [
     "panel",
     "sequence_colours",
     "shades",
+    "short_step",
     "step_axis",
     "step_words",
     "whole_numbers",
@@ -144,7 +145,13 @@ def step_words(step: SupportsFloat) -> str:
     return f"step {float(step):,.0f}".replace(",", "\u202f")
 
 
-def _short_step(step: float, _: int | None = None) -> str:
+def short_step(step: float, _: int | None = None) -> str:
+    """A training step as it stands at an axis.
+
+    Example:
+        >>> short_step(20500.0)
+        '20.5k'
+    """
     for size, letter in ((1e6, "M"), (1e3, "k")):
         if step >= size:
             return f"{step / size:g}{letter}"
@@ -160,7 +167,7 @@ def step_axis(axes: Axes, steps: np.ndarray, *, label: bool = True) -> None:
     decades = 10.0 ** np.arange(np.ceil(np.log10(first)), np.floor(np.log10(last)) + 1)
     axes.xaxis.set_major_locator(FixedLocator([*([0.0] if steps.min() == 0 else []), *decades]))
     axes.xaxis.set_minor_locator(NullLocator())
-    axes.xaxis.set_major_formatter(FuncFormatter(_short_step))
+    axes.xaxis.set_major_formatter(FuncFormatter(short_step))
     axes.set_label(STEP_AXIS)
     axes.set_xlabel("training step" if label else "", fontsize=_FONT, color=PALETTE["ink"])
 

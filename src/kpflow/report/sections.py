@@ -130,6 +130,17 @@ def _unresolved(record: xr.Dataset) -> str:
     return f" {events} event{'' if events == 1 else 's'} in {len(counts)} intervals{left if open_ else ''}."
 
 
+def _classes(record: xr.Dataset) -> str:
+    return f" Classes: {record.attrs['classes']}." if "classes" in record.attrs else ""
+
+
+def _components(record: xr.Dataset) -> str:
+    if not has(record, "state_component_share"):
+        return ""
+    share = float(record["state_component_share"].min())
+    return f" From the leading principal components of each, which carry at least {share:.2%} of the variance."
+
+
 SECTIONS = (
     Section(
         "training",
@@ -202,6 +213,40 @@ SECTIONS = (
                 "exactly.",
             ),
         ),
+    ),
+    Section(
+        "representations",
+        "What the states tell apart",
+        "Whether training makes the states of all trials of a class one point, and the classes the corners of a "
+        "simplex, and when the geometry of the states as a whole becomes that of the trained network.",
+        (
+            Plot(
+                "neural-collapse",
+                "Neural collapse of the states at the end of a trial",
+                plots.neural_collapse,
+                ("neural_collapse",),
+                "0 is collapse. NC1: tr(Σ_W Σ_B⁺) / C, variability within the C classes against that between their "
+                "means. NC2: how unequal the distances of the means from their centre are, and the mean of "
+                "|cos + 1/(C − 1)| over pairs of them. NC3: ‖W/‖W‖ − M/‖M‖‖² of read-out and centred means; NC4: the "
+                "share of trials that the read-out and the nearest mean decide differently; both where the read-out is "
+                "a linear classifier of the same classes. NC5: mean |cos| between the class means and the mean state "
+                "of data of no class, where such were given. Papyan, Han and Donoho 2020; Ben Ammar et al. 2024.",
+                note=_classes,
+            ),
+            Plot(
+                "state-similarity",
+                "Similarity of the states between checkpoints",
+                plots.state_similarity,
+                ("state_similarity",),
+                "Linear CKA, ‖Xᵀ Y‖² / (‖Xᵀ X‖ ‖Yᵀ Y‖) in Frobenius norms, of the centred states X and Y of two "
+                "checkpoints over all trials and times: 1 for states that are alike up to rotation and scale. Left: "
+                "all pairs, the stronger the colour the more alike, from the least of them to 1. Right: the similarity "
+                "with the first and with the last of them. Kornblith et al. 2019.",
+                note=_components,
+            ),
+        ),
+        reason="neural_collapse_left_out",
+        optional=True,
     ),
     Section(
         "modes",

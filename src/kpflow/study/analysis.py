@@ -10,13 +10,14 @@ from typing import Any, final
 import numpy as np
 import torch
 import xarray as xr
+from jaxtyping import Float
 from torch import Tensor, nn
 
 from kpflow import __version__, _checks, flow
 from kpflow.states import Linearisation, linearise
 from kpflow.tasks import Task, Trials
 
-from . import dynamics, measures, objectives
+from . import dynamics, measures, objectives, representations
 
 __all__ = ["Settings", "analyse"]
 
@@ -39,6 +40,8 @@ class Settings:
         exponents: Leading Lyapunov exponents.
         search_seconds: The most that the search for fixed points takes at each step.
         path_seconds: The most that following them takes from each step to the next.
+        labels: The condition of the trials whose values are the classes of neural collapse; if None, the first one of
+            whole numbers that has classes enough. For labels of your own, make them a condition of the trials.
     """
 
     modes: int = 10
@@ -53,6 +56,7 @@ class Settings:
     exponents: int = 8
     search_seconds: float = 5.0
     path_seconds: float = 4.0
+    labels: str | None = None
 
     def __post_init__(self) -> None:
         for name in ("modes", "width", "leading", "budget", "exponents"):
@@ -76,12 +80,13 @@ def analyse(
     task: Task | None = None,
     step: int = 0,
     settings: Settings | None = None,
+    outside: Float[Tensor, "M T I"] | None = None,
 ) -> xr.Dataset:
-    """Analyse `model` on `trials`: P, K and NTK, the collapse pipeline, cores, trajectories, fixed points, objectives.
+    """Analyse `model` on `trials`: P, K and NTK, collapse, cores, trajectories, fixed points, objectives.
 
     The model and the global random state are left as they are. Axes: step (length 1), trial, time, unit, mode, stage,
-    leading, component, point, exponent; see `kpflow.study.measures` and `kpflow.study.dynamics` for what each variable
-    is.
+    leading, component, point, exponent, measure; see `kpflow.study.measures`, `kpflow.study.representations` and
+    `kpflow.study.dynamics` for what each variable is.
 
     Args:
         model: A recurrent module, or one that contains a recurrent core.
@@ -92,9 +97,11 @@ def analyse(
         task: That of the trials, for the static input at which fixed points are searched; without it there are none.
         step: The training step, a label.
         settings: What decides the numbers.
+        outside: Inputs of no class, for NC5: neural collapse compares the states at their last step with the classes.
 
     Raises:
-        ValueError: The model cannot be linearised on these trials, or the loss does not fit; the message says why.
+        ValueError: The model cannot be linearised on these trials, the loss does not fit, or `settings.labels` names no
+            classes; the message says why.
 
     Example:
         >>> import kpflow as kp
@@ -105,6 +112,7 @@ def analyse(
         (6, True)
     """
     settings = settings or Settings()
+    classes = representations.classes_of(trials, settings.labels)
     with torch.no_grad():
         lin = _linearise(model, trials, core)
         response = flow.response(lin, loss, learning_rate=settings.learning_rate)
@@ -123,6 +131,8 @@ def analyse(
         found |= measures.core_measures(lin, settings.width)
         components = measures.principal_components(lin.states)
         found |= measures.trajectory_measures(lin.states, components)
+        found |= representations.component_measures(lin.states, trials.valid, settings.width)
+        collapse, why = _collapse(model, trials, core, lin, classes, outside)
         points, said = dynamics.dynamics_measures(
             model,
             core,
@@ -135,7 +145,8 @@ def analyse(
             time_limit=settings.search_seconds,
             seed=settings.seed,
         )
-        record = _dataset(found | points, trials, lin, step, _attributes(model, trials, core, settings) | said)
+        attributes = _attributes(model, trials, core, settings) | said | why
+        record = _dataset(found | collapse | points, trials, lin, step, attributes)
         return objectives.with_objectives(record, lin, task, trials, probes=settings.budget, seed=settings.seed)
 
 
@@ -143,6 +154,22 @@ def _linearise(model: nn.Module, trials: Trials, core: str | None) -> Linearisat
     whole = bool((trials.length == trials.num_steps).all())
     lengths = None if whole else trials.length
     return linearise(model, trials.inputs, core=core, lengths=lengths, route="recurrent")
+
+
+def _collapse(
+    model: nn.Module,
+    trials: Trials,
+    core: str | None,
+    lin: Linearisation,
+    classes: representations.Classes | None,
+    outside: Tensor | None,
+) -> tuple[measures.Variables, dict[str, str]]:
+    """Neural collapse, and the attribute that names its classes, or that says why there are none."""
+    if classes is None:
+        reason = "No condition of the trials is made of classes, whole numbers that two trials or more share."
+        return {}, {representations.LEFT_OUT: reason}
+    states = None if outside is None else linearise(model, outside, core=core, route="recurrent").states[:, -1]
+    return representations.class_measures(lin, trials, classes, states), {"classes": str(classes)}
 
 
 def _losses(
@@ -196,6 +223,8 @@ def _dataset(
         "mode": np.arange(sizes["mode"]),
         "stage": list(measures.STAGES),
     }
+    if "measure" in sizes:
+        coordinates["measure"] = list(representations.MEASURES)
     dataset = xr.Dataset(variables, {**coordinates, **conditions}, attributes)
     for name in dynamics.CODES.keys() & variables.keys():
         dataset[name].attrs["names"] = list(dynamics.CODES[name])
@@ -209,6 +238,7 @@ def _attributes(model: nn.Module, trials: Trials, core: str | None, settings: Se
         **dataclasses.asdict(settings),
         "probes": f"at most {settings.budget}",
         "core": core or "the model itself",
+        "labels": settings.labels or "the first condition that is made of classes",
         "trials": trials.num_trials,
         "steps_per_trial": trials.num_steps,
         "dtype": str(trials.inputs.dtype).removeprefix("torch."),

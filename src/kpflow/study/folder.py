@@ -10,7 +10,8 @@ from typing import Any, final
 
 import torch
 import xarray as xr
-from torch import nn
+from jaxtyping import Float
+from torch import Tensor, nn
 
 from kpflow import __version__, _checks
 from kpflow.tasks import Task, Trials
@@ -19,6 +20,7 @@ from .analysis import Settings, analyse
 from .checkpoints import Checkpoint, CheckpointFile, list_checkpoints, load_into, read_checkpoint
 from .dynamics import held_still
 from .intervals import follow_interval, points_of, with_events
+from .representations import with_similarity
 from .store import Store, key_of
 from .tensors import fingerprint
 
@@ -59,6 +61,7 @@ def analyse_folder(
     settings: Settings | None = None,
     store: str | Path | None = None,
     trust_pickle: bool = False,
+    outside: Float[Tensor, "M T I"] | None = None,
     progress: Callable[[Progress], None] | None = None,
 ) -> xr.Dataset:
     """Analyse every checkpoint in `folder` on the same trials, and return the record of all steps.
@@ -79,6 +82,7 @@ def analyse_folder(
         settings: What decides the numbers.
         store: Where the results go; by default `analysis` in the folder.
         trust_pickle: Read checkpoints that can run code of their own; only for files that you trust.
+        outside: Inputs of no class, as of `analyse`.
         progress: Called after each checkpoint, then after each interval.
 
     Raises:
@@ -104,7 +108,7 @@ def analyse_folder(
     files = list_checkpoints(folder, trust_pickle=trust_pickle)
     results = Store(Path(folder) / "analysis" if store is None else store)
     results.clean()
-    study = _Study(model, task, core, trials, settings, results, trust_pickle)
+    study = _Study(model, task, core, trials, settings, results, trust_pickle, outside)
     keys: dict[int, str] = {}
     skipped: dict[int, str] = {}
     for done, file in enumerate(files, start=1):
@@ -126,7 +130,7 @@ def analyse_folder(
 
 
 def read_record(path: str | Path) -> xr.Dataset:
-    """The record in a store: all selected steps, and the events between those of them that were followed so far.
+    """The record in a store: all selected steps, the CKA of their states, and the events that were followed so far.
 
     Args:
         path: The folder of the store, such as `analysis` in a folder that was analysed.
@@ -136,7 +140,7 @@ def read_record(path: str | Path) -> xr.Dataset:
         ValueError: As `Store.read`.
     """
     results = Store(path)
-    record, events = results.read(), events_of(results)
+    record, events = with_similarity(results.read()), events_of(results)
     return with_events(record, events.read()) if events.steps() else record
 
 
@@ -157,6 +161,7 @@ class _Study:
     settings: Settings
     store: Store
     trust_pickle: bool
+    outside: Tensor | None
 
     def run(self, file: CheckpointFile, checkpoint: Checkpoint) -> tuple[str, str]:
         """Analyse and store one checkpoint, unless that was done; returns its key and what was done."""
@@ -174,6 +179,7 @@ class _Study:
             task=self.task,
             step=file.step,
             settings=self.settings,
+            outside=self.outside,
         )
         self.store.append(record.assign_attrs(task=type(self.task).__name__), key)
         return key, "analysed"
@@ -219,6 +225,7 @@ class _Study:
             "task": repr(self.task),
             "core": self.core,
             "trials": self.trials,
+            "outside": None if self.outside is None else fingerprint({"inputs": self.outside}),
             "version": __version__,
         }
 
