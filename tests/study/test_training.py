@@ -1,11 +1,13 @@
 """The trainer: it is the loop that one writes, several tasks included, and a recorder changes nothing."""
 
 import copy
+import inspect
 
 import pytest
 import torch
+from torch.optim import lr_scheduler
 
-from kpflow.study import Recorder, list_checkpoints, train
+from kpflow.study import Recorder, every, list_checkpoints, train
 from kpflow.study.demo import Net
 from kpflow.tasks import MemoryPro, MultiTask
 
@@ -96,3 +98,114 @@ def test_a_training_that_diverges_says_so():
         model.readout.bias.fill_(torch.inf)
     with pytest.raises(ValueError, match="The loss must stay finite"):
         train(model, TASK, steps=1)
+
+
+SCHEDULERS = {
+    "none": lambda optimizer: None,
+    "step": lambda optimizer: lr_scheduler.StepLR(optimizer, 4, 0.3),
+    "cosine": lambda optimizer: lr_scheduler.CosineAnnealingLR(optimizer, 11),
+    "one_cycle": lambda optimizer: lr_scheduler.OneCycleLR(optimizer, 0.02, total_steps=14),
+    "lambda": lambda optimizer: lr_scheduler.LambdaLR(optimizer, lambda n: 0.9**n),
+    "sequence": lambda optimizer: lr_scheduler.SequentialLR(
+        optimizer,
+        [lr_scheduler.ConstantLR(optimizer, 0.5), lr_scheduler.MultiStepLR(optimizer, [2, 4])],
+        milestones=[7],
+    ),
+}
+
+
+def scheduled(kind):
+    model = net(TASK)
+    optimizer = torch.optim.Adam(model.parameters(), lr=0.01)
+    return model, optimizer, SCHEDULERS[kind](optimizer)
+
+
+def stop_at(last):
+    def progress(step, _loss):
+        if step == last:
+            raise KeyboardInterrupt
+
+    return progress
+
+
+def bits(model, optimizer):
+    state = [value for one in optimizer.state_dict()["state"].values() for value in one.values()]
+    return [value.numpy(force=True).tobytes() for value in [*model.state_dict().values(), *state]]
+
+
+@pytest.mark.parametrize("kind", SCHEDULERS)
+def test_a_resumed_training_ends_with_the_same_bits(kind, tmp_path):
+    common = {"steps": 13, "batch": 4, "score_every": 5}
+    model, optimizer, scheduler = scheduled(kind)
+    plain = train(model, TASK, optimizer=optimizer, scheduler=scheduler, **common)
+    rates = [group["lr"] for group in optimizer.param_groups]
+
+    other, second, later = scheduled(kind)
+    recorder = Recorder(other, tmp_path, steps=every(3))
+    with pytest.raises(KeyboardInterrupt):
+        train(other, TASK, optimizer=second, scheduler=later, recorder=recorder, progress=stop_at(8), **common)
+    assert not second._optimizer_step_post_hooks
+
+    other, second, later = scheduled(kind)
+    recorder = Recorder(other, tmp_path, steps=every(3))
+    done = train(other, TASK, optimizer=second, scheduler=later, recorder=recorder, resume=True, **common)
+    assert done.losses.tolist() == plain.losses[6:].tolist()
+    assert done.steps.tolist() == [10, 13]
+    assert all(done.scores[name].tolist() == plain.scores[name][1:].tolist() for name in plain.scores)
+    assert bits(other, second) == bits(model, optimizer)
+    assert [group["lr"] for group in second.param_groups] == rates
+    if scheduler is not None:
+        assert later.last_epoch == scheduler.last_epoch == 13
+        assert rates != [0.01]
+
+
+def test_the_scheduler_steps_after_each_step_of_its_optimizer():
+    model, optimizer, _ = scheduled("none")
+    rates = []
+    optimizer.register_step_pre_hook(lambda *_: rates.append(optimizer.param_groups[0]["lr"]))
+    train(model, TASK, steps=5, batch=2, scheduler=lr_scheduler.StepLR(optimizer, 2, 0.5))
+    assert rates == pytest.approx([0.01, 0.01, 0.005, 0.005, 0.0025])
+
+
+def test_resuming_what_was_not_begun_begins_it_and_what_is_done_stays(tmp_path):
+    model, optimizer, scheduler = scheduled("step")
+    common = {"steps": 3, "batch": 2, "optimizer": optimizer, "scheduler": scheduler, "resume": True}
+    assert len(train(model, TASK, recorder=Recorder(model, tmp_path), **common).losses) == 3
+    before = bits(model, optimizer)
+    assert len(train(model, TASK, recorder=Recorder(model, tmp_path), **common).losses) == 0
+    assert bits(model, optimizer) == before
+
+
+def test_a_checkpoint_without_a_scheduler_or_with_another(tmp_path):
+    for first, second, said in (
+        ("none", "step", "no scheduler; got StepLR"),
+        ("step", "none", "StepLR; got no scheduler"),
+        ("step", "cosine", "StepLR; got CosineAnnealingLR"),
+    ):
+        folder = tmp_path / f"{first}-{second}"
+        model, optimizer, scheduler = scheduled(first)
+        train(model, TASK, steps=1, batch=2, optimizer=optimizer, scheduler=scheduler, recorder=Recorder(model, folder))
+        model, optimizer, scheduler = scheduled(second)
+        common = {"optimizer": optimizer, "scheduler": scheduler, "recorder": Recorder(model, folder), "resume": True}
+        with pytest.raises(ValueError, match=f"`scheduler` must be what `.*` was written with, {said}. Give resume"):
+            train(model, TASK, steps=2, batch=2, **common)
+
+
+def test_schedulers_that_do_not_fit():
+    model, optimizer, scheduler = scheduled("step")
+    other = torch.optim.SGD(model.parameters())
+    with pytest.raises(ValueError, match=r"`scheduler` must be of `optimizer`; got that of another\. Make it from"):
+        train(model, TASK, steps=1, optimizer=other, scheduler=scheduler)
+    with pytest.raises(TypeError, match=r"`scheduler` must step without a metric; got ReduceLROnPlateau\. Write the"):
+        train(model, TASK, steps=1, scheduler=lr_scheduler.ReduceLROnPlateau(optimizer))
+    with pytest.raises(
+        ValueError, match=r"`recorder` must be given to resume; got None\. Give the one with the folder"
+    ):
+        train(model, TASK, steps=1, resume=True)
+
+
+def test_something_else_than_a_scheduler(tmp_path):
+    model, optimizer, _ = scheduled("none")
+    attach = inspect.unwrap(Recorder.attach)
+    with pytest.raises(TypeError, match=r"`scheduler` must be a scheduler of torch\.optim\.lr_scheduler; got int"):
+        attach(Recorder(model, tmp_path), optimizer, 3)

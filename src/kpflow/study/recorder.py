@@ -11,6 +11,7 @@ from typing import Any, final
 import torch
 from torch import nn
 from torch.optim import Optimizer
+from torch.optim.lr_scheduler import LRScheduler
 from torch.utils.hooks import RemovableHandle
 
 from kpflow import _checks
@@ -96,16 +97,26 @@ class Recorder:
         self._observed = -1  # the newest step whose gradient was looked at
         self._losses: deque[float] = deque(maxlen=max(1, steps.memory if isinstance(steps, Schedule) else 1))
         self._optimizer: Optimizer | None = None
+        self._scheduler: LRScheduler | None = None
         self._hooks: list[RemovableHandle] = []
 
-    def attach(self, optimizer: Optimizer) -> "Recorder":
-        """Count and record the steps of `optimizer` from now on; writes step 0 unless resumed."""
+    def attach(self, optimizer: Optimizer, scheduler: LRScheduler | None = None) -> "Recorder":
+        """Count and record the steps of `optimizer` from now on; writes step 0 unless resumed.
+
+        The state of `scheduler` is kept too, as it is when the optimizer has taken a step. Let it step before that,
+        `optimizer.register_step_post_hook(lambda *_: scheduler.step())` ahead of this call; a loop that steps it by
+        itself has that one call to make up for when it resumes.
+        """
         if not isinstance(optimizer, Optimizer):
             raise TypeError(f"`optimizer` must be a torch.optim.Optimizer; got {type(optimizer).__name__}.")
+        if scheduler is not None and not isinstance(scheduler, LRScheduler):
+            raise TypeError(
+                f"`scheduler` must be a scheduler of torch.optim.lr_scheduler; got {type(scheduler).__name__}."
+            )
         if self._hooks:
             raise ValueError("The recorder is attached already. Call detach() first.")
         self._check_folder()
-        self._optimizer = optimizer
+        self._optimizer, self._scheduler = optimizer, scheduler
         self._meter.start()
         if self._written < 0:
             self._write()
@@ -157,12 +168,15 @@ class Recorder:
             self.note(loss)
         return self._write_if_due()
 
-    def resume(self, optimizer: Optimizer | None = None) -> int:
-        """Put model, `optimizer` and generators back to the newest checkpoint, and return its step (0: a fresh run).
+    def resume(self, optimizer: Optimizer | None = None, scheduler: LRScheduler | None = None) -> int:
+        """Put model, `optimizer`, `scheduler` and generators back to the newest checkpoint.
+
+        Returns:
+            Its step; 0 for a fresh run.
 
         Raises:
             FileNotFoundError: There are checkpoints, but not what is needed to go on from them.
-            ValueError: The checkpoint belongs to another model, or to other generators.
+            ValueError: The checkpoint belongs to another model, to other generators, or to another scheduler.
         """
         if not (found := self._find()):
             return 0
@@ -176,7 +190,7 @@ class Recorder:
         checkpoints.load_into(self.model, checkpoints.read_checkpoint(file.path))
         layout = files.read_json(resume.with_suffix(".json"))
         parts = {name: value.clone() for name, value in tensors.read_tensors(resume).items()}  # aligned, as when made
-        self._restore(tree.unpack(layout, parts), optimizer)
+        self._restore(tree.unpack(layout, parts), optimizer, scheduler)
         self.step = self._written = file.step
         return self.step
 
@@ -252,6 +266,8 @@ class Recorder:
         """Write what resuming needs, then the checkpoint: a kill between the two leaves the older pair whole."""
         state = {
             "optimizer": None if self._optimizer is None else self._optimizer.state_dict(),
+            "scheduler": None if self._scheduler is None else self._scheduler.state_dict(),
+            "scheduler_kind": _kind(self._scheduler),
             "generators": {name: generator.get_state() for name, generator in self.generators.items()},
             "losses": list(self._losses),
             "skipped": self.skipped,
@@ -269,7 +285,13 @@ class Recorder:
             if old.stem != resume.stem:
                 old.unlink()
 
-    def _restore(self, state: dict[str, Any], optimizer: Optimizer | None) -> None:
+    def _restore(self, state: dict[str, Any], optimizer: Optimizer | None, scheduler: LRScheduler | None) -> None:
+        kept, given = state.get("scheduler_kind", _kind(None)), _kind(scheduler)  # runs of older versions have none
+        if (optimizer, scheduler) != (None, None) and kept != given:
+            raise ValueError(
+                f"`scheduler` must be what `{self.folder}` was written with, {kept}; got {given}. Give resume() and "
+                "attach() the same kind, or train into an empty folder."
+            )
         if set(state["generators"]) != set(self.generators):
             raise ValueError(
                 f"`generators` must be {sorted(state['generators'])}, as when `{self.folder}` was written; got "
@@ -279,6 +301,8 @@ class Recorder:
             generator.set_state(state["generators"][name])
         if optimizer is not None and state["optimizer"] is not None:
             optimizer.load_state_dict(state["optimizer"])
+        if scheduler is not None:
+            scheduler.load_state_dict(state["scheduler"])
         self._losses.extend(state.get("losses", ()))  # runs of older versions have none
         self.skipped = state.get("skipped", [])
         self._meter.restore(state.get("meter", []))
@@ -299,3 +323,7 @@ class Recorder:
 
     def _name(self, step: int) -> str:
         return f"step-{step:08d}.safetensors"
+
+
+def _kind(scheduler: LRScheduler | None) -> str:
+    return "no scheduler" if scheduler is None else type(scheduler).__name__

@@ -8,6 +8,7 @@ from typing import final
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
+from torch.optim.lr_scheduler import LRScheduler, ReduceLROnPlateau
 
 from kpflow import _checks
 from kpflow.tasks import Task
@@ -48,7 +49,9 @@ def train(
     score_every: int = 100,
     score_trials: int = 128,
     until: float | None = None,
+    scheduler: LRScheduler | None = None,
     recorder: Recorder | None = None,
+    resume: bool = False,
     generator: torch.Generator | None = None,
     progress: Callable[[int, float], None] | None = None,
 ) -> Trained:
@@ -65,13 +68,19 @@ def train(
         score_every: Steps between two scores; the last step is scored too.
         score_trials: Trials of a score, the same each time, with noise.
         until: Training ends when all accuracies are at least this.
-        recorder: Writes checkpoints on the way; it is attached here.
+        scheduler: Of the learning rate of that optimizer, stepped after each of its steps.
+        recorder: Writes checkpoints on the way; it is attached here, and keeps the generator that draws the trials.
+        resume: Go on from the recorder's newest checkpoint, if there is one, with all arguments as at first: the
+            training ends with the same bits as one that was not interrupted. Losses and scores are of the steps taken
+            now.
         generator: Draws the trials; a fresh one with seed 0 if None.
         progress: Called after each step with the step and the loss.
 
     Raises:
-        TypeError: `task` is no task.
-        ValueError: A number is out of range, or a loss is not finite.
+        TypeError: `task` is no task, or the scheduler needs a metric.
+        ValueError: A number is out of range, a loss is not finite, the scheduler is of another optimizer, or there is
+            no recorder to resume from.
+        FileNotFoundError: As `Recorder.resume`.
 
     Example:
         >>> import kpflow as kp
@@ -84,12 +93,19 @@ def train(
     """
     _check(task, steps, batch, clip, score_every, score_trials, until)
     source = _checks.check_generator("generator", generator, torch.device("cpu"))
-    optimizer = optimizer or torch.optim.Adam(model.parameters(), lr=learning_rate)
+    optimizer = _optimizer(model, optimizer, scheduler, learning_rate)
     held_out = torch.Generator().manual_seed(int(torch.randint(2**31, (), generator=source)))
     tested = task.sample(score_trials, generator=held_out, dtype=_dtype(model), device=_device(model))
+    taken = _resumed(recorder, resume, source, optimizer, scheduler)
     losses, at, scores, reached = [], [], {}, False
-    with contextlib.nullcontext() if recorder is None else recorder.attach(optimizer):
-        for step in range(1, steps + 1):
+    with contextlib.ExitStack() as stack:
+        if (
+            scheduler is not None
+        ):  # before the recorder's hook, so that it keeps the scheduler as the next step finds it
+            stack.callback(optimizer.register_step_post_hook(lambda *_: scheduler.step()).remove)
+        if recorder is not None:
+            stack.enter_context(recorder.attach(optimizer, scheduler))
+        for step in range(taken + 1, steps + 1):
             losses.append(train_step(model, optimizer, task, batch, source, clip))
             if recorder is not None:
                 recorder.note(losses[-1])
@@ -106,7 +122,39 @@ def train(
                 if reached:
                     break
     kept = {name: torch.tensor(values, dtype=torch.float64) for name, values in scores.items()}
-    return Trained(torch.tensor(losses, dtype=torch.float64), torch.tensor(at), kept, reached)
+    return Trained(torch.tensor(losses, dtype=torch.float64), torch.tensor(at, dtype=torch.int64), kept, reached)
+
+
+def _optimizer(
+    model: nn.Module, optimizer: torch.optim.Optimizer | None, scheduler: LRScheduler | None, learning_rate: float
+) -> torch.optim.Optimizer:
+    """The optimizer that was given, or that of the scheduler, or Adam."""
+    if scheduler is None:
+        return optimizer or torch.optim.Adam(model.parameters(), lr=learning_rate)
+    if isinstance(scheduler, ReduceLROnPlateau):
+        raise TypeError(
+            "`scheduler` must step without a metric; got ReduceLROnPlateau. Write the loop with train_step."
+        )
+    if optimizer is not None and optimizer is not scheduler.optimizer:
+        raise ValueError("`scheduler` must be of `optimizer`; got that of another. Make it from the one given here.")
+    return scheduler.optimizer
+
+
+def _resumed(
+    recorder: Recorder | None,
+    resume: bool,
+    source: torch.Generator,
+    optimizer: torch.optim.Optimizer,
+    scheduler: LRScheduler | None,
+) -> int:
+    """Have the recorder keep the generator, and go on where it was left; returns the steps taken before."""
+    if recorder is None:
+        if resume:
+            raise ValueError("`recorder` must be given to resume; got None. Give the one with the folder of the run.")
+        return 0
+    if all(kept is not source for kept in recorder.generators.values()):
+        recorder.generators["train"] = source
+    return recorder.resume(optimizer, scheduler) if resume else 0
 
 
 def train_step(

@@ -1,6 +1,7 @@
 """Nested Python values as tensors and JSON, so that no pickle is needed."""
 
 import math
+from collections import Counter
 from typing import Any
 
 from torch import Tensor
@@ -35,6 +36,8 @@ def unpack(layout: Any, tensors: dict[str, Tensor]) -> Any:
             return [unpack(item, tensors) for item in items]
         case {"tuple": items}:
             return tuple(unpack(item, tensors) for item in items)
+        case {"counter": items}:
+            return Counter({key: count for key, count in items})
         case {"dict": items}:
             return {unpack(key, tensors): unpack(item, tensors) for key, item in items}
         case {"float": text}:
@@ -57,6 +60,8 @@ def _pack(value: Any, tensors: dict[str, Tensor], place: str) -> Any:
             return {"list": [_pack(item, tensors, f"{place}[{i}]") for i, item in enumerate(value)]}
         case tuple():
             return {"tuple": [_pack(item, tensors, f"{place}[{i}]") for i, item in enumerate(value)]}
+        case Counter():  # such as the milestones of a scheduler
+            return {"counter": [list(pair) for pair in value.items()]}
         case dict():
             pairs = (
                 (_pack(key, tensors, place), _pack(item, tensors, f"{place}[{key!r}]")) for key, item in value.items()
