@@ -19,6 +19,7 @@ from kpflow.tasks import (
     Integration,
     LowRankForecast,
     MemoryPro,
+    SequentialDigits,
     StudentTeacher,
     Task,
     get,
@@ -160,8 +161,8 @@ def stands_still(task, trials):
         return torch.zeros_like(trials.valid)
     if isinstance(task, FlipFlop):
         return (trials.inputs_clean[:, :, : task.K] == 0).all(dim=2)  # between pulses
-    if isinstance(task, Copy):
-        return (trials.inputs_clean == 0).all(dim=2)  # between symbols
+    if isinstance(task, (Copy, SequentialDigits)):
+        return (trials.inputs_clean == 0).all(dim=2)  # between symbols, and on blank pixels
     if isinstance(task, AngularIntegration):
         return (trials.inputs_clean[:, :, :2] == 0).all(dim=2)  # at rest
     return trials.valid
@@ -170,7 +171,7 @@ def stands_still(task, trials):
 @pytest.mark.parametrize("mode", ["random", "grid"])
 def test_static_inputs_are_the_clean_inputs_inside_each_epoch(task, mode):
     trials = task.sample(20, generator=seeded(9), mode=mode, dtype=torch.float64)
-    assert isinstance(task, (*MOVING, FlipFlop)) or stands_still(task, trials).any()
+    assert isinstance(task, (*MOVING, FlipFlop, SequentialDigits)) or stands_still(task, trials).any()
     for epoch in task.epoch_names:
         start, stop = trials.epochs[epoch]
         if not bool((stop > start).any()):

@@ -7,6 +7,7 @@ from .base import Task
 from .chaos import ChaosForecast
 from .comparison import DelayedMatch, ParametricWorkingMemory
 from .delayed_response import DelayAnti, DelayedResponse, DelayPro, MemoryAnti, MemoryPro
+from .digits import SequentialDigits
 from .evidence import ContextIntegration, EvidenceTask, PerceptualIntegration
 from .flipflop import FlipFlop
 from .forecast import LowRankForecast
@@ -39,6 +40,7 @@ __all__ = [
     "ParametricWorkingMemory",
     "PerceptualIntegration",
     "RuleTask",
+    "SequentialDigits",
     "SineGenerator",
     "StudentTeacher",
     "Task",

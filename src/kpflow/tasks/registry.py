@@ -10,6 +10,7 @@ from .base import Task
 from .chaos import SYSTEMS, ChaosForecast
 from .comparison import DelayedMatch, ParametricWorkingMemory
 from .delayed_response import DelayAnti, DelayPro, MemoryAnti, MemoryPro
+from .digits import SequentialDigits
 from .evidence import ContextIntegration, PerceptualIntegration
 from .flipflop import FlipFlop
 from .forecast import LowRankForecast
@@ -42,6 +43,7 @@ TASKS: Mapping[str, tuple[Callable[..., Task], Mapping[str, Any]]] = {
     "student_teacher": (StudentTeacher, {}),
     "copy": (Copy, {}),
     "delayed_addition": (DelayedAddition, {}),
+    "sequential_digits": (SequentialDigits, {}),
     **{f"chaos_{system}": (ChaosForecast, {"system": system}) for system in SYSTEMS},
     "multitask": (MultiTask, {}),
     **{f"driscoll_{rule}": (RuleTask, {"rule": rule}) for rule in DRISCOLL_RULES},
@@ -55,7 +57,7 @@ def names() -> tuple[str, ...]:
 
     Example:
         >>> len(names()), names()[:6]
-        (64, ('memory_pro', 'memory_anti', 'delay_pro', 'delay_anti', 'flipflop', 'flipflop_anti'))
+        (65, ('memory_pro', 'memory_anti', 'delay_pro', 'delay_anti', 'flipflop', 'flipflop_anti'))
     """
     return tuple(TASKS)
 
