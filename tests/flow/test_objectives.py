@@ -161,3 +161,12 @@ def test_names_and_numbers_are_checked(network, inputs):
     )
     with pytest.raises(ValueError, match="The model has no outputs"):
         kp.flow.objectives(step, LOSSES)
+
+
+def test_what_is_no_linearisation_or_no_loss_by_name_is_refused(network, inputs):
+    lin = kp.linearise(network, inputs, core="core")
+    with pytest.raises(TypeError, match=r"`linearisation` must be that of kp\.linearise; got list\. Objectives are"):
+        kp.flow.objectives([lin, lin], LOSSES)
+    for losses in ([LOSSES["late"]], {"late": 3.0}):
+        with pytest.raises(TypeError, match="`losses` must map names to functions of the outputs; got"):
+            kp.flow.objectives(lin, losses)

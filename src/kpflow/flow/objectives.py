@@ -2,7 +2,7 @@
 
 import dataclasses
 from collections.abc import Callable, Mapping, Sequence
-from typing import final
+from typing import Any, final
 
 import torch
 from jaxtyping import Float
@@ -86,8 +86,8 @@ class Objectives:
 
 
 def objectives(
-    linearisation: Linearisation,
-    losses: Mapping[str, Callable[[Tensor], Tensor]],
+    linearisation: Any,
+    losses: Any,
     *,
     of: str = "outputs",
     memory: int = MEMORY,
@@ -98,13 +98,14 @@ def objectives(
     `memory`, pairs of smaller blocks are compared and their vectors are made again.
 
     Args:
-        linearisation: The linearised state equation, on the trials of all objectives.
-        losses: From the model's outputs (or the states, with `of="states"`), batch first, to a scalar, by name. Each
-            may look at some trials, times or channels only.
+        linearisation: The linearised state equation, a `Linearisation` on the trials of all objectives.
+        losses: Functions by name, from the model's outputs (or the states, with `of="states"`), batch first, to a
+            scalar. Each may look at some trials, times or channels only.
         of: "outputs" or "states".
         memory: Bytes that the vectors in state space may take.
 
     Raises:
+        TypeError: `linearisation` is none, such as a list of several, or `losses` are not functions by name.
         ValueError: No objective, no outputs, a loss fails or is no scalar, does not depend on its argument, is not
             finite, or has zero error or a zero gradient: it has no direction then.
 
@@ -117,6 +118,13 @@ def objectives(
     """
     check_one_of("of", of, ("outputs", "states"))
     check_positive("memory", memory, integer=True)
+    if not isinstance(linearisation, Linearisation):
+        raise TypeError(
+            f"`linearisation` must be that of kp.linearise; got {type(linearisation).__name__}. Objectives are "
+            "compared on one model and one batch: linearise the trials of all of them together."
+        )
+    if not isinstance(losses, Mapping) or not all(callable(loss) for loss in losses.values()):
+        raise TypeError(f"`losses` must map names to functions of the outputs; got {losses!r}. Give {{'name': loss}}.")
     if not losses:
         raise ValueError("`losses` must hold at least one objective by name; got none.")
     readout = linearisation.readout
