@@ -98,15 +98,10 @@ def linearise(
         route: "auto", "recurrent" or "graph". A recurrent module that is known may take the graph route too, with an
             operation a step of time: the same kernels of its outputs, slower.
         branches: On the graph route, "refuse" control flow that depends on values of tensors, or take the branches that
-            are "recorded" at these inputs: a Neural ODE goes the steps that its solver took.
+            are "recorded" at these inputs: a neural ODE goes the steps that its solver took.
         equilibrium: z of a deep equilibrium model z = f(z, x), shape `[B, *]`, with ‖f(z, x) − z‖ ≤ √ε ‖z‖ for every
             trial. Then `model` is f(z, x), or a function f(z, x, parameters), and `inputs` is x.
         tolerance: Relative residual of the linear solves at an equilibrium, ε^(3/4) by default: 2e-12 in float64.
-        branches: On the graph route, "refuse" a forward pass whose control flow depends on values, or linearise the
-            branches that are "recorded" at these inputs: loops of an ODE solver, say, with the steps that it took.
-        equilibrium: z of a deep equilibrium model z = f(z, x), shape `[B, *]`, where `model` is f(z, x), or
-            f(z, x, parameters) as a function with `parameters`, and `inputs` is x.
-        tolerance: Relative residual of the linear solves at an equilibrium; ε^(3/4) by default.
         memory: Bytes that the Jacobians, and what a product needs beside its block and its result, may take: blocks of
             probes are done in pieces that fit, and the Jacobians of gated cells formed only if they do. `peak_bytes`
             of the result predicts what a product takes in all.
