@@ -114,17 +114,23 @@ driscoll = [name for name in kp.tasks.names() if name.startswith("driscoll_")]
 fig = sheet({name: name.removeprefix("driscoll_") for name in driscoll}, 4)
 
 # %%
-# The five that Yang et al. (2019) have besides, with both directions at once. Inputs are rings of 32 units: here, the
-# whole input of a trial of ``yang_multidm`` and its targets.
+# The five that Yang et al. (2019) have besides, with both directions at once, each a trial with its whole inputs and
+# targets: the fixation, then rings of 32 units. Their other fifteen have the rules of those above, in this encoding and
+# with their own durations and strengths (``encoding="ring"``, ``timing="yang"``), and are not drawn again.
 
-task = kp.tasks.get("yang_multidm")
-trials = task.sample(4, mode="grid", noise=False)
-fig, axes = plt.subplots(2, 1, figsize=(7, 4), sharex=True, layout="constrained", height_ratios=(2, 1))
-for axis, signal, words in zip(axes, (trials.inputs[0], trials.targets[0]), ("inputs", "targets"), strict=True):
-    image = axis.imshow(signal.T, aspect="auto", interpolation="nearest", cmap="magma", origin="lower")
-    axis.set_ylabel(words)
-    fig.colorbar(image, ax=axis)
-axes[1].set_xlabel("step")
+besides = [
+    name for name in kp.tasks.names() if name.startswith("yang_") and name.replace("yang_", "driscoll_") not in driscoll
+]
+fig, axes = plt.subplots(2, len(besides), figsize=(12, 4.5), sharex="col", layout="constrained", height_ratios=(2, 1))
+for column, name in zip(axes.T, besides, strict=True):
+    trials = kp.tasks.get(name).sample(1, generator=torch.Generator().manual_seed(3), noise=False)
+    for axis, signal in zip(column, (trials.inputs[0], trials.targets[0]), strict=True):
+        axis.imshow(signal.T, aspect="auto", interpolation="nearest", cmap="magma", origin="lower", vmin=0, vmax=1)
+        axis.set_yticks([])
+    column[0].set_title(name.replace("_", " "), fontsize=8)
+    column[1].set_xlabel("step")
+axes[0, 0].set_ylabel("inputs")
+axes[1, 0].set_ylabel("targets")
 
 # %%
 # Several at once
