@@ -3,7 +3,18 @@
 import jaxtyping
 import pytest
 
-from kpflow.tasks import FlipFlop, Integration, MemoryAnti, MemoryPro, MultiTask, RuleTask, SequentialDigits, get, names
+from kpflow.tasks import (
+    ContextIntegration,
+    FlipFlop,
+    Integration,
+    MemoryAnti,
+    MemoryPro,
+    MultiTask,
+    RuleTask,
+    SequentialDigits,
+    get,
+    names,
+)
 from kpflow.tasks.chaos import SYSTEMS
 from kpflow.tasks.delayed_response import DelayAnti, DelayPro
 
@@ -22,6 +33,7 @@ CASES = {name: get(name, **SMALLER.get(name.split("_")[0], {})) for name in name
     "flipflop dense": FlipFlop(K=2, steps=64, p=0.5, first="pulse", blind=2, dt=10.0, tau=100.0),
     "flipflop one bit": FlipFlop(K=1, steps=20, p=0.2),
     "integration with a bound": Integration(steps=40, bound=0.2, leak=0.1, sigma=0.3),
+    "context_integration paired": ContextIntegration(paired=True),
     "digits by rows": SequentialDigits(rows=True, sigma=0.1),
     "rules on rings": RuleTask("dmsgo", encoding="ring", units=6, order="sin_cos", weighting="uniform"),
     "rules in channels": RuleTask("multidm", timing="yang", baseline=0.1, dt=50.0),

@@ -44,6 +44,30 @@ def test_every_step_of_evidence_is_as_defined(kind, mode):
         assert trials.mask[b, :, 0].tolist() == [0.0] * (T - 1) + [1.0]
 
 
+@pytest.mark.parametrize("mode", ["random", "grid"])
+def test_paired_inputs_show_the_same_evidence_without_sign(mode):
+    single, paired = (
+        ContextIntegration(paired=paired).sample(72, generator=seeded(0), mode=mode, noise=False, dtype=torch.float64)
+        for paired in (False, True)
+    )
+    assert paired.input_labels == (
+        "evidence 1 +",
+        "evidence 1 −",
+        "evidence 2 +",
+        "evidence 2 −",
+        "context 1",
+        "context 2",
+    )
+    seen = paired.inside("stimulus")
+    for stream in (0, 1):
+        plus, minus = paired.inputs[:, :, 2 * stream], paired.inputs[:, :, 2 * stream + 1]
+        torch.testing.assert_close(plus - minus, single.inputs[:, :, stream], rtol=0, atol=1e-15)
+        torch.testing.assert_close(plus + minus, seen.double(), rtol=0, atol=1e-15)
+        assert 0.3 - 1e-15 <= float(plus[seen].min()) < float(plus[seen].max()) <= 0.7 + 1e-15
+    assert torch.equal(paired.inputs[:, :, 4:], single.inputs[:, :, 2:])
+    assert torch.equal(paired.targets, single.targets)
+
+
 def test_the_grid_of_evidence_has_every_combination_once():
     trials = ContextIntegration().sample(72, mode="grid")
     rows = torch.stack([trials.conditions[name].double() for name in ("context", "evidence1", "evidence2")], dim=1)
@@ -80,6 +104,15 @@ def test_a_choice_is_the_sign_of_the_mean_over_the_decision():
     outputs[:, start:stop, 0] *= -1
     assert task.score(outputs, trials) == {"accuracy": 0.0}
     assert task.score(torch.ones_like(outputs), trials) == {"accuracy": 0.5}
+
+
+@pytest.mark.usefixtures("no_type_checks")
+def test_paired_inputs_that_are_refused():
+    with pytest.raises(ValueError, match=r"`scale` must be at most 1/4, so that paired inputs .*negative; got 0.3"):
+        ContextIntegration(paired=True, scale=0.3)
+    assert ContextIntegration(scale=0.3).num_inputs == 4
+    with pytest.raises(TypeError, match="`paired` must be True or False; got 'yes'"):
+        ContextIntegration(paired="yes")
 
 
 def test_the_evidence_alone_is_no_answer_in_context():

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from kpflow._checks import check_positive, check_range
 
-from .base import Task, need_condition, trials_of
+from .base import Task, check_flag, need_condition, trials_of
 from .scores import decision
 from .timing import consecutive, fixed_durations, piecewise, to_steps
 from .trials import Trials
@@ -178,10 +178,20 @@ class ContextIntegration(EvidenceTask):
     decision; one output. Epochs: fixation, context, stimulus, delay, decision. The conditions are `evidence1`,
     `evidence2`, the s c of both streams, and `context`, 1 or 2, the stream that counts.
 
+    With `paired`, each stream is shown by two inputs, one for each sign, (1 + u)/2 and (1 − u)/2 during the stimulus,
+    where u = s c `scale` is the evidence, and 0 otherwise.
+
     Parameters: EvidenceTask, and
 
     Args:
         context: ms from the onset of the context to that of the evidence.
+        paired: Whether each stream has two inputs.
+
+    Raises:
+        ValueError: With `paired`, the largest coherence times `scale` is above 1.
+        TypeError: `paired` is no bool.
+
+    Source: for pairs of inputs, trainRNNbrain (Tolmachev & Engel), whose coherences lie in [−1, 1], with scale 1.
 
     Example:
         >>> task = ContextIntegration(coherences=(1,))
@@ -193,10 +203,17 @@ class ContextIntegration(EvidenceTask):
     """
 
     context: int | float = 350.0
+    paired: bool = False
 
     def __post_init__(self) -> None:
         EvidenceTask.__post_init__(self)
         check_range("context", self.context, 0)
+        check_flag("paired", self.paired)
+        if self.paired and max(self.coherences) * self.scale > 1:
+            raise ValueError(
+                f"`scale` must be at most 1/{max(self.coherences):g}, so that paired inputs are not negative; "
+                f"got {self.scale!r}."
+            )
 
     @property
     def name(self) -> str:
@@ -204,7 +221,8 @@ class ContextIntegration(EvidenceTask):
 
     @property
     def input_labels(self) -> tuple[str, ...]:
-        return ("evidence 1", "evidence 2", "context 1", "context 2")
+        signs = (" +", " −") if self.paired else ("",)
+        return (*(f"evidence {i}{sign}" for i in (1, 2) for sign in signs), "context 1", "context 2")
 
     @property
     def epoch_names(self) -> tuple[str, ...]:
@@ -218,9 +236,11 @@ class ContextIntegration(EvidenceTask):
         return torch.where(conditions["context"] == 1, conditions["evidence1"], conditions["evidence2"])
 
     def _static_inputs(self, epoch: str, conditions: Mapping[str, Tensor], zeros: Tensor) -> Tensor:
-        evidence, context = [zeros, zeros], [zeros, zeros]
+        evidence, context = [zeros] * (self.num_inputs - 2), [zeros, zeros]
         if epoch == "stimulus":
             evidence = [self.scale * need_condition(conditions, f"evidence{i}", epoch) for i in (1, 2)]
+            if self.paired:
+                evidence = [(1 + sign * stream) / 2 for stream in evidence for sign in (1, -1)]
         if epoch not in ("fixation", "decision"):
             attended = need_condition(conditions, "context", epoch)
             context = [(attended == i).to(zeros.dtype) for i in (1, 2)]
