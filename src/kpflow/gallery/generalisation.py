@@ -1,7 +1,7 @@
 """Linear students of noisy teachers: training and test error at all times, from the Marchenko–Pastur law."""
 
+import itertools
 import math
-from collections.abc import Callable
 from typing import Any, NamedTuple, final
 
 import numpy as np
@@ -10,7 +10,8 @@ from numpy import ndarray
 from scipy.optimize import minimize_scalar
 from torch import Tensor
 
-from .entry import Check, Entry, Panel, curve, formula, identity, monte_carlo, points
+from .draws import normal
+from .entry import Check, Entry, Panel, curve, formula, identity, monte_carlo, pair, points
 from .students import linear_network, output_ntk
 
 __all__ = ["Generalisation"]
@@ -35,22 +36,19 @@ class System(NamedTuple):
 class Observed(NamedTuple):
     """Expected errors given the inputs, by ratio and time, and what descent on single teachers did."""
 
-    test: ndarray  # [α, t]
-    train: ndarray
+    errors: ndarray  # [α, 2, t], test and training
     kernel: ndarray  # spectrum of the NTK at α = 1/2
     frozen: float
     best: list[float]
-    descent: ndarray  # [64], of each teacher at time 4
+    descent: ndarray  # [64], test error of each teacher at time 4
     expected: float
-    peak: float
 
 
 @final
 class Predicted(NamedTuple):
     """Integrals over the Marchenko–Pastur law."""
 
-    test: ndarray
-    train: ndarray
+    errors: ndarray  # [α, 2, t]
     late: list[float]
     limits: list[float]
     best: list[float]
@@ -77,106 +75,67 @@ class Generalisation(Entry[System, Observed, Predicted]):
     def make(self, seed: int = 0, *, short: bool = False, broken: bool = False) -> System:
         generator = torch.Generator().manual_seed(seed)
         size, draws = (300, 4) if short else (600, 2)
-
-        def normal(*shape: int) -> Tensor:
-            return torch.randn(*shape, generator=generator, dtype=torch.float64)
-
-        inputs = tuple(_scaled(normal(draws, round(ratio * size), size)) for ratio in RATIOS)
-        noises = math.sqrt(NOISE) * normal(size // 2, 64)
-        return System(inputs, normal(size, 64), noises, 1.3 if broken else 1.0)
+        inputs = tuple(_scaled(normal(generator, draws, round(ratio * size), size)) for ratio in RATIOS)
+        noises = math.sqrt(NOISE) * normal(generator, size // 2, 64)
+        return System(inputs, normal(generator, size, 64), noises, 1.3 if broken else 1.0)
 
     def run(self, system: System) -> Observed:
-        spectra = [torch.linalg.eigvalsh(X.mT @ X).flatten().numpy().clip(0) for X in system.inputs]
+        spectra = [torch.linalg.eigvalsh(X.mT @ X).numpy().clip(0) for X in system.inputs]  # [draw, N]
+        errors = [
+            _errors(values.ravel(), system.rate * TIMES, ratio).mean(axis=1)
+            for ratio, values in zip(RATIOS, spectra, strict=True)
+        ]
         first = system.inputs[0][0]
         kernel = output_ntk(linear_network([torch.zeros(1, first.shape[1], dtype=torch.float64)]), first)
-        test = np.array([_test(values, system.rate * TIMES).mean(0) + NOISE for values in spectra])
-        shares = [X.shape[2] / X.shape[1] for X in system.inputs]
-        train = [
-            share * _train(values, system.rate * TIMES).mean(0) + max(0.0, 1 - share) * NOISE
-            for share, values in zip(shares, spectra, strict=True)
-        ]
         weights, frozen = _descend(system)
         return Observed(
-            test,
-            np.array(train),
+            np.array(errors),
             torch.linalg.eigvalsh(kernel).numpy(),
             frozen,
             [_best(value) for value in STOPPED],
             (weights - system.teachers).square().mean(dim=0).numpy() + NOISE,
-            float(_test(np.linalg.eigvalsh((first.mT @ first).numpy()).clip(0), np.array([4.0])).mean()) + NOISE,
-            RATIOS[int(test[:, -1].argmax())],
+            float(_errors(spectra[0][0], np.array([4.0]), 0.5)[0].mean()),
         )
 
     def predict(self, system: System) -> Predicted:
-        late = [1e9 if ratio != 1 else 1e3 for ratio in RATIOS]
         count = system.inputs[0].shape[1]
         return Predicted(
-            np.array([_average(ratio, lambda values: _test(values, TIMES)) + NOISE for ratio in RATIOS]),
-            np.array(
-                [
-                    _average(ratio, lambda values: _train(values, TIMES)) / ratio + max(0.0, 1 - 1 / ratio) * NOISE
-                    for ratio in RATIOS
-                ]
-            ),
-            [
-                float(_average(r, lambda v, t=t: _test(v, np.array([t])))[0]) + NOISE
-                for r, t in zip(RATIOS, late, strict=True)
-            ],
+            np.array([_average(ratio, TIMES) for ratio in RATIOS]),
+            [float(_average(ratio, np.array([1e9]))[0, 0]) for ratio in (0.5, 2.0)],
             [0.5 + NOISE * (1 + 0.5 / 0.5), NOISE * (1 + 1 / (2 - 1))],
             [math.log1p(value / NOISE) / value for value in STOPPED],
             (np.arange(count) + 0.5) / count,
         )
 
     def check(self, system: System, observed: Observed, predicted: Predicted) -> list[Check]:
-        mean, spread = observed.descent.mean(), observed.descent.std() / 8
+        (test, train), (law, train_law) = (errors.swapaxes(0, 1) for errors in (observed.errors, predicted.errors))
+        spread, worst = observed.descent.std() / 8, RATIOS[int(test[:, -1].argmax())]
+        descent = f"error of descent on 64 teachers, over its standard error {spread:.2g}"
+        gram = torch.linalg.eigvalsh(system.inputs[0][0] @ system.inputs[0][0].mT)
         return [
             # by 8 seeds of short runs: 0.004 to 0.028, of training 4e-4 to 1.1e-3, of the spectrum 0.010 to 0.013
-            monte_carlo.close(
-                "test error, α = ½, 1, 2, given the inputs", predicted.test, observed.test, 3e-2, relative=True
-            ),
-            monte_carlo.close("training error", predicted.train, observed.train, 3e-3),
-            formula.close(
-                "test error in the end, α = ½ and 2",
-                predicted.limits,
-                [predicted.late[0], predicted.late[2]],
-                1e-6,
-                relative=True,
-            ),
-            monte_carlo.close("where it is worst in the end", 1.0, observed.peak, 0.0),
+            monte_carlo.close("test error, α = ½, 1, 2, given the inputs", law, test, 3e-2, relative=True),
+            monte_carlo.close("training error", train_law, train, 3e-3),
+            formula.close("test error in the end, α = ½ and 2", predicted.limits, predicted.late, 1e-6, relative=True),
+            monte_carlo.close("where it is worst in the end", 1.0, worst, 0.0),
             formula.close("best time to stop a mode", predicted.best, observed.best, 1e-6, relative=True),
             identity.close("what lies in the kernel of the NTK never moves", 0.0, observed.frozen, 1e-12),
-            monte_carlo.close(
-                "share of the spectrum of the NTK below each", _below(observed.kernel), predicted.shares, 2e-2
-            ),
-            monte_carlo.close(
-                f"error of descent on 64 teachers, over its standard error {spread:.2g}",
-                observed.expected / spread,
-                mean / spread,
-                4.0,
-            ),
-            identity.close(
-                "modes of the NTK are those of XᵀX",
-                torch.linalg.eigvalsh(system.inputs[0][0] @ system.inputs[0][0].mT),
-                observed.kernel,
-                1e-11,
-            ),
+            monte_carlo.close("spectrum of the NTK: share below", _below(observed.kernel), predicted.shares, 2e-2),
+            monte_carlo.close(descent, observed.expected / spread, observed.descent.mean() / spread, 4.0),
+            identity.close("modes of the NTK are those of XᵀX", gram, observed.kernel, 1e-11),
         ]
 
     def panels(self, system: System, observed: Observed, predicted: Predicted) -> tuple[Panel, Panel]:
         lines = [
-            line
-            for i, ratio in enumerate(RATIOS)
-            for line in (
-                curve(f"α = {ratio:g}", TIMES, predicted.test[i], group=i),
-                points("", TIMES[::3], observed.test[i, ::3], group=i),
-            )
+            pair(f"α = {ratio:g}", TIMES, law[0], seen[0], i, every=3)
+            for i, (ratio, law, seen) in enumerate(zip(RATIOS, predicted.errors, observed.errors, strict=True))
         ]
         values, some = np.linspace(0.05, 2.95, 200), slice(None, None, len(observed.kernel) // 40)
-        law = curve("Marchenko–Pastur", values, _below(values))
-        seen = points("", observed.kernel[some], predicted.shares[some])
+        below = curve("Marchenko–Pastur", values, _below(values))
+        shares = points("", observed.kernel[some], predicted.shares[some])
         return (
-            Panel.of("Test error over training", "time", "error", *lines, log="x"),
-            Panel.of("Spectrum of the NTK, α = ½", "eigenvalue", "share below", law, seen),
+            Panel.of("Test error over training", "time", "error", *itertools.chain(*lines), log="x"),
+            Panel.of("Spectrum of the NTK, α = ½", "eigenvalue", "share below", below, shares),
         )
 
 
@@ -185,26 +144,23 @@ def _scaled(inputs: Tensor) -> Tensor:
     return inputs * (inputs.shape[1] / inputs.square().sum(dim=(1, 2), keepdim=True)).sqrt()
 
 
-def _mode(value: float, time: float) -> float:
-    return float(_test(np.array([value]), np.array([time]))[0, 0])
-
-
 def _best(value: float) -> float:
     """When the error of a mode is least."""
-    found: Any = minimize_scalar(lambda time: _mode(value, time), bracket=(0.1, 1.0, 8.0), options={"xtol": 1e-10})
+
+    def error(time: float) -> float:
+        return float(_errors(np.array([value]), np.array([time]), 1.0)[0, 0, 0])
+
+    found: Any = minimize_scalar(error, bracket=(0.1, 1.0, 8.0), options={"xtol": 1e-10})
     return float(found.x)
 
 
-def _test(values: ndarray, times: ndarray) -> ndarray:
-    """σ_w² e^{−2λt} + σ_ε²/λ (1 − e^{−λt})², `[λ, t]`."""
+def _errors(values: ndarray, times: ndarray, ratio: float) -> ndarray:
+    """Of test σ_w² e^{−2λt} + σ_ε²/λ (1 − e^{−λt})² + σ_ε², of training (σ_w² λ + σ_ε² [λ > 0]) e^{−2λt}/α + …."""
     product = np.outer(values, times)
-    learned = -np.expm1(-product)
-    return np.exp(-2 * product) + NOISE * learned**2 / values.clip(1e-12)[:, None]
-
-
-def _train(values: ndarray, times: ndarray) -> ndarray:
-    """(σ_w² λ + σ_ε² [λ > 0]) e^{−2λt}."""
-    return (values + NOISE * (values > 1e-9))[:, None] * np.exp(-2 * np.outer(values, times))
+    left, learned = np.exp(-2 * product), -np.expm1(-product)
+    test = left + NOISE * learned**2 / values.clip(1e-12)[:, None] + NOISE
+    train = (values + NOISE * (values > 1e-9))[:, None] * left / ratio + max(0.0, 1 - 1 / ratio) * NOISE
+    return np.stack([test, train])  # [2, λ, t]
 
 
 def _law(ratio: float) -> tuple[ndarray, ndarray]:
@@ -215,9 +171,10 @@ def _law(ratio: float) -> tuple[ndarray, ndarray]:
     return np.append(0.0, values), np.append(max(0.0, 1 - ratio), weights)
 
 
-def _average(ratio: float, of: Callable[[ndarray], ndarray]) -> ndarray:
+def _average(ratio: float, times: ndarray) -> ndarray:
+    """Errors over the law, `[2, t]`."""
     values, weights = _law(ratio)
-    return weights @ of(values)
+    return weights @ _errors(values, times, ratio)
 
 
 def _below(eigenvalues: ndarray) -> ndarray:
