@@ -12,6 +12,7 @@ from kpflow.tasks import (
     MultiTask,
     RuleTask,
     SequentialDigits,
+    StudentTeacher,
     get,
     names,
 )
@@ -35,6 +36,7 @@ CASES = {name: get(name, **SMALLER.get(name.split("_")[0], {})) for name in name
     "integration with a bound": Integration(steps=40, bound=0.2, leak=0.1, sigma=0.3),
     "context_integration paired": ContextIntegration(paired=True),
     "digits by rows": SequentialDigits(rows=True, sigma=0.1),
+    "student_teacher correlated": StudentTeacher(correlation=100.0, sigma=0.1),
     "rules on rings": RuleTask("dmsgo", encoding="ring", units=6, order="sin_cos", weighting="uniform"),
     "rules in channels": RuleTask("multidm", timing="yang", baseline=0.1, dt=50.0),
     "fifteen tasks": MultiTask.driscoll(),

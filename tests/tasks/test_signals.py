@@ -267,6 +267,27 @@ def test_inputs_have_rank_r_and_the_stated_power(r, seed):
     assert abs(float(power.mean()) - 2.0) < 4 * 2.0 * math.sqrt(2 / (r * n))
 
 
+@pytest.mark.parametrize("correlation", [0.0, 30.0, 200.0])
+def test_inputs_forget_with_their_correlation_time(correlation):
+    """Variance and autocorrelation exp(−s dt/τ_c) from the first step on, in every direction apart."""
+    n = 4000
+    task = StudentTeacher(N=8, num_inputs_x=3, r=3, power=6.0, correlation=correlation, steps=20)
+    x = task.sample(n, generator=seeded(3), dtype=F64).inputs
+    for t in (0, 1, 19):
+        assert float((x[:, t].T @ x[:, t] / n - 2 * torch.eye(3)).abs().max()) < 4 * 2 * math.sqrt(2 / n)
+    for t, lag in ((0, 1), (0, 4), (10, 3)):
+        expected = math.exp(-20.0 * lag / correlation) if correlation else 0.0
+        found = x[:, t].T @ x[:, t + lag] / n / 2
+        assert float((found - expected * torch.eye(3)).abs().max()) < 4 * math.sqrt((1 + expected**2) / n)
+
+
+def test_correlated_inputs_are_made_of_the_white_ones():
+    white, slow = (StudentTeacher(correlation=c).sample(3, generator=seeded(1), dtype=F64).inputs for c in (0.0, 100.0))
+    assert torch.equal(white[:, 0], slow[:, 0])
+    kept = math.exp(-0.2)
+    torch.testing.assert_close(slow[:, 1], kept * slow[:, 0] + math.sqrt(1 - kept**2) * white[:, 1])
+
+
 def test_weights_of_the_teacher():
     task = StudentTeacher(g=1.5)
     w = task.weights()
@@ -387,6 +408,7 @@ def test_shared_scores():
         (lambda: StudentTeacher(g=-1), "`g` must be a number at least 0; got -1"),
         (lambda: StudentTeacher(recurrent="x"), "`recurrent` must be one of 'orthogonal', 'gaussian'; got 'x'"),
         (lambda: StudentTeacher(target="x"), "`target` must be one of 'outputs', 'states'; got 'x'"),
+        (lambda: StudentTeacher(correlation=-1), "`correlation` must be a number at least 0; got -1"),
         (lambda: StudentTeacher(power=0), "`power` must be a positive number; got 0"),
         (lambda: Copy(symbols=1), "`symbols` must be a whole number at least 2; got 1"),
         (lambda: Copy(delay=0), "`delay` must be a positive whole number; got 0"),

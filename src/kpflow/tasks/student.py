@@ -1,6 +1,7 @@
 """StudentTeacher: imitate a given recurrent network on inputs of low rank."""
 
 import dataclasses
+import math
 from collections.abc import Mapping
 from typing import final
 
@@ -24,8 +25,9 @@ class StudentTeacher(Task):
     """The outputs of a teacher h_t = tanh(W_in x_t + g W h_{t−1}), y_t = W_out h_t, h_{−1} = 0, at every step.
 
     Inputs are x_t = Q z_t with Q `[num_inputs, r]` of orthonormal columns and z_t white, of variance `power`/r in each
-    of r directions: whatever r is, the total variance of x_t is `power`. With `power=r` it is 1 per direction. All
-    steps have weight.
+    of r directions: whatever r is, the total variance of x_t is `power`. With `power=r` it is 1 per direction. With a
+    `correlation` time τ_c, z_t is an Ornstein–Uhlenbeck process of the same variance from the first step on,
+    z_{t+1} = ρ z_t + √(1 − ρ²) √(`power`/r) ξ_t, ρ = exp(−dt/τ_c). All steps have weight.
 
     W is orthogonal, or has entries N(0, 1/N); with `teacher_rank` k it keeps its k leading singular directions. W_in
     and W_out have entries N(0, 2/(in + out)) (Xavier), and biases are 0. All are drawn from `seed`, in the order W,
@@ -47,6 +49,7 @@ class StudentTeacher(Task):
         recurrent: "orthogonal" or "gaussian".
         teacher_rank: k, or None for full rank.
         power: Total variance of x_t.
+        correlation: τ_c, ms, or 0 for white inputs.
         target: "outputs", or "states" for h_t, N outputs.
         steps: T.
         seed: Of the weights and of Q.
@@ -78,6 +81,7 @@ class StudentTeacher(Task):
     recurrent: str = "orthogonal"
     teacher_rank: int | None = None
     power: int | float = 1.0
+    correlation: int | float = 0.0
     target: str = "outputs"
     steps: int = 40
     seed: int = 0
@@ -97,6 +101,7 @@ class StudentTeacher(Task):
         check_one_of("target", self.target, ("outputs", "states"))
         check_range("seed", self.seed, 0, integer=True)
         check_positive("power", self.power)
+        check_range("correlation", self.correlation, 0)
         check_positive("tolerance", self.tolerance)
         check_range("sigma", self.sigma, 0)
         check_positive("dt", self.dt)
@@ -157,6 +162,9 @@ class StudentTeacher(Task):
         source = torch.Generator().manual_seed(0) if generator is None else generator
         drawn = self._drawn()
         z = torch.randn(B, self.steps, self.r, generator=source, dtype=torch.float64) * (self.power / self.r) ** 0.5
+        kept = math.exp(-self.dt / self.correlation) if self.correlation > 0 else 0.0
+        for t in range(1, self.steps):
+            z[:, t] = kept * z[:, t - 1] + (1 - kept**2) ** 0.5 * z[:, t]
         inputs = z @ drawn["Q"].T
         states = self._states(inputs, drawn)
         targets = states if self.target == "states" else states @ drawn["W_out"].T
