@@ -1,4 +1,4 @@
-"""The recorder as a callback of Lightning's Trainer. Imported on demand alone; written for lightning 2.6."""
+"""The recorder as a callback of Lightning's Trainer. Imported on demand alone; tried with lightning 2.6.6."""
 
 from typing import Any, final
 

@@ -1,4 +1,4 @@
-"""The recorder as a callback of transformers' Trainer. Imported on demand alone; written for transformers 5.23."""
+"""The recorder as a callback of transformers' Trainer. Imported on demand alone; tried with transformers 5.23.0."""
 
 from typing import Any, final
 

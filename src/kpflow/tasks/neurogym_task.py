@@ -1,4 +1,4 @@
-"""NeurogymTask: trials of the environments of neurogym. Imported on demand alone; written for neurogym 2.2 and 2.3."""
+"""NeurogymTask: trials of the environments of neurogym. Imported on demand alone; tried with neurogym 2.3.1."""
 
 import dataclasses
 import functools
@@ -33,8 +33,9 @@ class NeurogymTask(Task):
 
     Inputs are the observations, with the environment's own noise, which `inputs_clean` has too: pass
     `options={"sigma": 0}` where the environment knows it. Targets are the right actions, one-hot; all steps have
-    weight. The epochs are those of the first trial, by their time. Conditions are the entries of the environment's
-    `trial` that are numbers in every trial; others are left out. On the grid the environment's seed is 0.
+    weight. The epochs are those of the first trial, by their time; a trial without one of them has it empty, at its
+    end. Conditions are the entries of the environment's `trial` that are numbers in every trial; others are left out.
+    On the grid the environment's seed is 0.
 
     For each batch the environment is made anew, and seeded from the generator before its first trial. There are no
     static inputs, since environments do not tell them.
@@ -49,7 +50,8 @@ class NeurogymTask(Task):
 
     Raises:
         ImportError: neurogym is not installed.
-        TypeError: The environment has no trials, or its actions are no classes.
+        TypeError: The environment has no trials, or does not know them in advance, or its actions are no classes.
+        ValueError: Its right actions are none of its actions.
 
     Warns:
         UserWarning: The environment is dmc or dnmc, whose labels are wrong in one trial of sixteen: the border between
@@ -78,6 +80,17 @@ class NeurogymTask(Task):
             raise TypeError(f"`env` must be an environment with trials; {self.env} has no new_trial.")
         if not hasattr(self._first.action_space, "n"):
             raise TypeError(f"`env` must have actions that are classes; those of {self.env} are not.")
+        missing = [name for name in ("ob", "gt") if getattr(self._first, name, None) is None]
+        if missing:
+            raise TypeError(
+                f"`env` must know the observations and right actions of a trial in advance; {self.env} has no "
+                f"{' and no '.join(missing)}: they depend on what is done in it, or there are none."
+            )
+        if int(np.max(self._first.gt)) >= self.num_outputs:
+            raise ValueError(
+                f"`env` must have right actions among its own, 0 … {self.num_outputs - 1}; got "
+                f"{int(np.max(self._first.gt))} in a trial of {self.env}."
+            )
 
     @property
     def name(self) -> str:
@@ -114,7 +127,7 @@ class NeurogymTask(Task):
         """An environment with one trial drawn."""
         env = self._make(0)
         if hasattr(env, "new_trial"):
-            env.new_trial()
+            _next_trial(env)
         return env
 
     def _make(self, seed: int) -> Any:
@@ -128,8 +141,9 @@ class NeurogymTask(Task):
         env = self._make(seed)
         rows = []
         for _ in range(B):
-            env.new_trial()
-            rows.append((torch.as_tensor(env.ob).double(), torch.as_tensor(env.gt).long(), *_times(env), env.trial))
+            _next_trial(env)
+            times = _times(env, self.epoch_names)
+            rows.append((torch.as_tensor(env.ob).double(), torch.as_tensor(env.gt).long(), *times, env.trial))
         observed, labels, starts, stops, conditions = zip(*rows, strict=True)
         pad = functools.partial(torch.nn.utils.rnn.pad_sequence, batch_first=True)
         one_hot = [torch.nn.functional.one_hot(label, self.num_outputs).double() for label in labels]
@@ -158,10 +172,19 @@ class NeurogymTask(Task):
         return {"accuracy": float(last.double().mean()), "steps": float(right[trials.valid].double().mean())}
 
 
-def _times(env: Any) -> tuple[dict[str, int], dict[str, int]]:
-    """Starts and stops of the epochs of the environment's trial, in steps, inside the trial."""
+def _next_trial(env: Any) -> None:
+    """Draw a trial, without the epochs of earlier ones, which environments keep."""
+    env.start_ind.clear()
+    env.end_ind.clear()
+    env.new_trial()
+
+
+def _times(env: Any, epochs: Iterable[str]) -> tuple[dict[str, int], dict[str, int]]:
+    """Starts and stops of the epochs in the environment's trial, in steps, inside the trial."""
     T = len(env.gt)
-    starts, stops = ({name: min(int(t), T) for name, t in times.items()} for times in (env.start_ind, env.end_ind))
+    starts, stops = (
+        {name: min(int(times.get(name, T)), T) for name in epochs} for times in (env.start_ind, env.end_ind)
+    )
     return starts, stops
 
 
