@@ -134,6 +134,23 @@ def test_a_closure_is_read_at_its_first_call(tmp_path):
     assert not torch.equal(wanted[0], wanted[-1])
 
 
+def test_gradients_of_an_optimizer_that_takes_them_itself(tmp_path):
+    """The natural gradient differentiates within its step: what is written is the gradient at the weights before."""
+    train("natural", tmp_path, epochs=1, steps=every(1), gradients=True)
+    files = list_checkpoints(tmp_path / "gradients")
+    assert [file.step for file in files] == [0, 1, 2]
+    torch.manual_seed(0)
+    model = Net()
+    for file, (x,) in zip(files, DataLoader(TensorDataset(INPUTS), batch_size=8, shuffle=True), strict=True):
+        model.load_state_dict(read_checkpoint(tmp_path / file.path.name).state_dict)
+        loss = model(x).square().mean()
+        found = torch.autograd.grad(loss, list(model.parameters()))
+        read = read_checkpoint(file.path)
+        for (name, _), gradient in zip(model.named_parameters(), found, strict=True):
+            torch.testing.assert_close(read.state_dict[name], gradient)
+        assert read.metadata["loss"] == pytest.approx(loss.item())
+
+
 class Consuming(torch.optim.Optimizer):
     """Plain descent that leaves no gradients behind."""
 

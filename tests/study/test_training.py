@@ -7,6 +7,7 @@ import pytest
 import torch
 from torch.optim import lr_scheduler
 
+from kpflow.optim import NaturalGradient
 from kpflow.study import Recorder, every, list_checkpoints, train
 from kpflow.study.demo import Net
 from kpflow.tasks import MemoryPro, MultiTask
@@ -69,6 +70,14 @@ def test_gradients_are_clipped_and_optimizers_taken():
     moved = torch.cat([(a - b).flatten() for a, b in zip(model.parameters(), before.parameters(), strict=True)])
     assert float(moved.detach().norm()) == pytest.approx(1e-3, rel=1e-3)
     assert seen[0][0] == 1
+
+
+def test_an_optimizer_whose_closure_gives_outputs():
+    model = net(TASK)
+    done = train(model, TASK, steps=15, batch=16, optimizer=NaturalGradient(model, lr=0.5, rank=3))
+    assert float(done.losses[-3:].mean()) < 0.7 * float(done.losses[0])
+    with pytest.raises(ValueError, match="`clip` must be None with NaturalGradient"):
+        train(model, TASK, steps=1, clip=1.0, optimizer=NaturalGradient(model))
 
 
 def test_float64_models_are_trained_in_float64():

@@ -71,6 +71,9 @@ class NaturalGradient(torch.optim.Optimizer):
         True
     """
 
+    closure_gives_outputs = True
+    """What a trainer may ask of an optimiser: whether its closure must give outputs beside the loss."""
+
     def __init__(
         self,
         params: Any,

@@ -241,9 +241,11 @@ class Recorder:
         loss = gradients.loss_in(result)
         if loss is not None:
             self.note(loss)
-        self.observe()
+        if any(p.grad is not None for p in self.model.parameters()):
+            self.observe()
 
     def _after_step(self, _optimizer: Optimizer, _args: Any, _kwargs: Any) -> None:
+        self.observe()  # of an optimizer that takes the gradient itself, as NaturalGradient does
         self.step += 1
         self._write_if_due()
 

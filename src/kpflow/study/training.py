@@ -61,7 +61,8 @@ def train(
         model: From inputs `[B, T, I]` to outputs `[B, T, O]`; changed in place.
         task: What it is trained on, with the task's own loss.
         steps: Of the optimizer.
-        optimizer: Of the model's parameters; Adam if None.
+        optimizer: Of the model's parameters; Adam if None. One whose closure gives outputs beside the loss,
+            `NaturalGradient`, gets such a closure.
         learning_rate: Of that Adam.
         batch: Trials in each step.
         clip: The most that the norm of the gradient is; None for no limit.
@@ -167,9 +168,19 @@ def train_step(
 ) -> float:
     """One step on fresh trials; returns the loss before it."""
     trials = task.sample(batch, generator=generator, dtype=_dtype(model), device=_device(model))
-    loss = task.loss(model(trials.inputs), trials)
-    if not bool(torch.isfinite(loss)):
-        raise ValueError("The loss must stay finite; got NaN or inf: the training diverged. Lower the learning rate.")
+
+    def closure() -> tuple[Tensor, Tensor]:
+        outputs = model(trials.inputs)
+        loss = task.loss(outputs, trials)
+        if not bool(torch.isfinite(loss)):
+            raise ValueError("The loss must stay finite; got NaN or inf: training diverged. Lower the learning rate.")
+        return loss, outputs
+
+    if getattr(optimizer, "closure_gives_outputs", False):
+        if clip is not None:
+            raise ValueError(f"`clip` must be None with {type(optimizer).__name__}, whose steps are no gradients.")
+        return float(optimizer.step(closure))  # type: ignore[arg-type]
+    loss, _ = closure()
     optimizer.zero_grad()
     loss.backward()
     if clip is not None:
