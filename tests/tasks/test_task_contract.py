@@ -19,6 +19,7 @@ from kpflow.tasks import (
     Integration,
     LowRankForecast,
     MemoryPro,
+    MultiTask,
     SequentialDigits,
     StudentTeacher,
     Task,
@@ -279,6 +280,18 @@ def test_interpolation_is_a_straight_line_with_its_ends():
 def test_batch_size_must_be_positive(task, B):
     with pytest.raises(ValueError, match=f"`B` must be a positive whole number; got {B}"):
         task.sample(B)
+
+
+@pytest.mark.parametrize(
+    ("parameter", "value", "expected"),
+    [("sigma", -1, "a number at least 0"), ("dt", 0, "a positive number"), ("tau", -2.0, "a positive number")],
+)
+@pytest.mark.usefixtures("no_type_checks")
+def test_parameters_of_the_noise_are_checked_in_every_task(task, parameter, value, expected):
+    if isinstance(task, MultiTask):
+        pytest.skip("it has those of its tasks")
+    with pytest.raises(ValueError, match=f"`{parameter}` must be {expected}; got {value}"):
+        dataclasses.replace(task, **{parameter: value})
 
 
 @pytest.mark.usefixtures("no_type_checks")

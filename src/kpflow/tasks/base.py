@@ -14,7 +14,7 @@ from kpflow._checks import check_finite, check_generator, check_one_of, check_po
 
 from .trials import Trials, resolve_epoch
 
-__all__ = ["Task", "check_flag", "need_condition", "noise_per_step", "trials_of"]
+__all__ = ["Task", "check_flag", "check_noise", "need_condition", "noise_per_step", "trials_of"]
 
 MODES = ("random", "grid")
 
@@ -313,3 +313,11 @@ def check_flag(name: str, value: Any, remedy: str = "") -> None:
     """Raise unless `value` is True or False."""
     if not isinstance(value, bool):
         raise TypeError(f"`{name}` must be True or False; got {value!r}. {remedy}".rstrip())
+
+
+def check_noise(task: Task) -> None:
+    """Raise unless the parameters of the noise of `task` are in range: σ ≥ 0, and dt and τ positive."""
+    parameters = vars(task)
+    check_range("sigma", parameters["sigma"], 0)
+    check_positive("dt", parameters["dt"])
+    check_positive("tau", parameters["tau"])

@@ -9,9 +9,9 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from kpflow._checks import check_one_of, check_positive, check_range
+from kpflow._checks import check_one_of, check_positive
 
-from .base import Task, trials_of
+from .base import Task, check_noise, trials_of
 from .scores import explained, within
 from .timing import consecutive
 from .trials import Trials
@@ -203,9 +203,7 @@ class ChaosForecast(Task):
         check_positive("horizon", self.horizon, integer=True)
         check_positive("steps", self.steps, integer=True)
         check_positive("tolerance", self.tolerance)
-        check_range("sigma", self.sigma, 0)
-        check_positive("dt", self.dt)
-        check_positive("tau", self.tau)
+        check_noise(self)
 
     @property
     def name(self) -> str:

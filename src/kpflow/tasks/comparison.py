@@ -11,7 +11,7 @@ from torch import Tensor
 
 from kpflow._checks import check_one_of, check_positive, check_range
 
-from .base import Task, need_condition, trials_of
+from .base import Task, check_noise, need_condition, trials_of
 from .scores import decision
 from .timing import consecutive, draw_durations, fixed_durations, piecewise, to_steps
 from .trials import Trials
@@ -287,9 +287,7 @@ def _two_stimuli(
 
 
 def _check_times(task: ParametricWorkingMemory | DelayedMatch, needed: tuple[str, ...]) -> None:
-    check_range("sigma", task.sigma, 0)
-    check_positive("dt", task.dt)
-    check_positive("tau", task.tau)
+    check_noise(task)
     check_range("fixation", task.fixation, 0)
     for name in needed:
         check_positive(name, getattr(task, name))

@@ -10,9 +10,9 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from kpflow._checks import check_one_of, check_positive, check_range
+from kpflow._checks import check_one_of, check_range
 
-from .base import Task, need_condition, noise_per_step
+from .base import Task, check_noise, need_condition, noise_per_step
 from .directions import angular_distance, draw_angles, read_angle, response_weights, to_channels
 from .timing import consecutive, draw_durations, fixed_durations, piecewise, to_steps
 from .trials import Trials
@@ -128,9 +128,7 @@ class DelayedResponse(Task):
         if self.order == "one_hot" and self.anti and self.angles % 2:
             raise ValueError(f"`angles` must be even, for there to be an opposite direction; got {self.angles}.")
         check_one_of("weighting", self.weighting, ("uniform", "driscoll"))
-        check_positive("dt", self.dt)
-        check_positive("tau", self.tau)
-        check_range("sigma", self.sigma, 0)
+        check_noise(self)
         check_range("grace", self.grace, 0)
         check_range("fixation_target", self.fixation_target, 0, 1)
         for name in STEP_FIELDS:

@@ -10,9 +10,9 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from kpflow._checks import check_positive, check_range
+from kpflow._checks import check_range
 
-from .base import Task, check_flag, trials_of
+from .base import Task, check_flag, check_noise, trials_of
 from .timing import consecutive
 from .trials import Trials
 
@@ -70,9 +70,7 @@ class SequentialDigits(Task):
         check_flag("rows", self.rows)
         if self.permutation_seed is not None:
             check_range("permutation_seed", self.permutation_seed, 0, integer=True)
-        check_range("sigma", self.sigma, 0)
-        check_positive("dt", self.dt)
-        check_positive("tau", self.tau)
+        check_noise(self)
 
     @property
     def name(self) -> str:

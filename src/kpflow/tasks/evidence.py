@@ -11,7 +11,7 @@ from torch import Tensor
 
 from kpflow._checks import check_positive, check_range
 
-from .base import Task, check_flag, need_condition, trials_of
+from .base import Task, check_flag, check_noise, need_condition, trials_of
 from .scores import decision
 from .timing import consecutive, fixed_durations, piecewise, to_steps
 from .trials import Trials
@@ -64,9 +64,7 @@ class EvidenceTask(Task):
         for coherence in self.coherences:
             check_positive("coherences", coherence)
         check_positive("scale", self.scale)
-        check_range("sigma", self.sigma, 0)
-        check_positive("dt", self.dt)
-        check_positive("tau", self.tau)
+        check_noise(self)
         for name in ("fixation", "delay"):
             check_range(name, getattr(self, name), 0)
         for name in ("stimulus", "decision"):

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from kpflow._checks import check_one_of, check_positive, check_range
 
-from .base import Task, check_flag, need_condition, noise_per_step
+from .base import Task, check_flag, check_noise, need_condition, noise_per_step
 from .trials import Trials
 
 __all__ = ["FlipFlop"]
@@ -82,11 +82,9 @@ class FlipFlop(Task):
         check_range("K", self.K, 1, MAX_BITS, integer=True)
         check_positive("steps", self.steps, integer=True)
         check_range("p", self.p, 0, 1)
-        check_range("sigma", self.sigma, 0)
         check_one_of("first", self.first, ("zero", "pulse"))
         check_range("blind", self.blind, 0, integer=True)
-        check_positive("dt", self.dt)
-        check_positive("tau", self.tau)
+        check_noise(self)
         check_flag("anti", self.anti)
 
     @property

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from kpflow._checks import check_positive, check_range
 
-from .base import Task, trials_of
+from .base import Task, check_noise, trials_of
 from .scores import explained, within
 from .timing import consecutive
 from .trials import Trials
@@ -78,9 +78,7 @@ class LowRankForecast(Task):
             check_positive(name, getattr(self, name), integer=True)
         check_range("seed", self.seed, 0, integer=True)
         check_positive("tolerance", self.tolerance)
-        check_range("sigma", self.sigma, 0)
-        check_positive("dt", self.dt)
-        check_positive("tau", self.tau)
+        check_noise(self)
 
     @property
     def name(self) -> str:

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from kpflow._checks import check_one_of, check_positive, check_range
 
-from .base import Task, need_condition, trials_of
+from .base import Task, check_noise, need_condition, trials_of
 from .directions import angular_distance, draw_angles, read_angle, to_channels
 from .scores import explained, within
 from .timing import consecutive
@@ -75,9 +75,7 @@ class Integration(Task):
         check_range("leak", self.leak, 0, 1)
         check_positive("bound", self.bound)
         check_positive("tolerance", self.tolerance)
-        check_range("sigma", self.sigma, 0)
-        check_positive("dt", self.dt)
-        check_positive("tau", self.tau)
+        check_noise(self)
 
     @property
     def name(self) -> str:
@@ -185,9 +183,7 @@ class AngularIntegration(Task):
             check_positive(name, getattr(self, name), integer=True)
         check_positive("speed", self.speed)
         check_one_of("order", self.order, ("cos_sin", "sin_cos"))
-        check_range("sigma", self.sigma, 0)
-        check_positive("dt", self.dt)
-        check_positive("tau", self.tau)
+        check_noise(self)
 
     @property
     def name(self) -> str:

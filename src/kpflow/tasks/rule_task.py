@@ -9,9 +9,9 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from kpflow._checks import check_one_of, check_positive, check_range
+from kpflow._checks import check_one_of, check_range
 
-from .base import Task, noise_per_step, trials_of
+from .base import Task, check_noise, noise_per_step, trials_of
 from .directions import angular_distance, read_angle, response_weights, ring, to_channels
 from .rule_conditions import angle_of, answer, condition_names, draw_conditions, grid_conditions, strengths_of
 from .rules import DRISCOLL_RULES, EPOCHS, GRIDS, RULES, TIMINGS, YANG_RULES, Rule, resolve_rule
@@ -140,9 +140,7 @@ class RuleTask(Task):
         check_one_of("order", self.order, ("cos_sin", "sin_cos"))
         check_one_of("weighting", self.weighting, ("uniform", "driscoll"))
         check_range("units", self.units, 3, integer=True)
-        check_positive("dt", self.dt)
-        check_positive("tau", self.tau)
-        check_range("sigma", self.sigma, 0)
+        check_noise(self)
         check_range("grace", self.grace, 0)
         check_range("fixation_target", self.fixation_target, 0.5, 1)
         check_range("baseline", self.baseline, 0, 0.5)

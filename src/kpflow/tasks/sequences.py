@@ -9,7 +9,7 @@ from torch import Tensor
 
 from kpflow._checks import check_positive, check_range
 
-from .base import Task, trials_of
+from .base import Task, check_noise, trials_of
 from .scores import explained, within
 from .timing import consecutive
 from .trials import Trials
@@ -65,9 +65,7 @@ class Copy(Task):
         check_range("symbols", self.symbols, 2, integer=True)
         check_positive("items", self.items, integer=True)
         check_positive("delay", self.delay, integer=True)
-        check_range("sigma", self.sigma, 0)
-        check_positive("dt", self.dt)
-        check_positive("tau", self.tau)
+        check_noise(self)
 
     @property
     def name(self) -> str:
@@ -173,9 +171,7 @@ class DelayedAddition(Task):
     def __post_init__(self) -> None:
         check_range("steps", self.steps, 2, integer=True)
         check_positive("tolerance", self.tolerance)
-        check_range("sigma", self.sigma, 0)
-        check_positive("dt", self.dt)
-        check_positive("tau", self.tau)
+        check_noise(self)
 
     @property
     def name(self) -> str:

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from kpflow._checks import check_positive, check_range
 
-from .base import Task, need_condition, trials_of
+from .base import Task, check_noise, need_condition, trials_of
 from .scores import explained, within
 from .timing import consecutive
 from .trials import Trials
@@ -67,9 +67,7 @@ class SineGenerator(Task):
         check_positive("low", self.low)
         check_range("high", self.high, self.low)
         check_positive("tolerance", self.tolerance)
-        check_range("sigma", self.sigma, 0)
-        check_positive("dt", self.dt)
-        check_positive("tau", self.tau)
+        check_noise(self)
         if self.high * self.dt / 1000 > torch.pi / 2:
             raise ValueError(
                 f"`dt` must leave four steps to a period of {self.high:g} radians per second; got {self.dt:g} ms."

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from kpflow._checks import check_one_of, check_positive, check_range
 
-from .base import Task, trials_of
+from .base import Task, check_noise, trials_of
 from .scores import explained, within
 from .timing import consecutive
 from .trials import Trials
@@ -103,9 +103,7 @@ class StudentTeacher(Task):
         check_positive("power", self.power)
         check_range("correlation", self.correlation, 0)
         check_positive("tolerance", self.tolerance)
-        check_range("sigma", self.sigma, 0)
-        check_positive("dt", self.dt)
-        check_positive("tau", self.tau)
+        check_noise(self)
 
     @property
     def name(self) -> str:
