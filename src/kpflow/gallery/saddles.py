@@ -7,12 +7,13 @@ import numpy as np
 import torch
 from numpy import ndarray
 
-from .entry import Check, Entry, Panel, curve, formula, identity, points
-from .students import linear_network, output_ntk
+from .entry import Check, Entry, Panel, curve, formula, identity, pair, points
+from .students import linear_ntk
 
 __all__ = ["Saddles"]
 
 MODES = np.array([4.0, 2.0, 1.0, 0.5])
+SCALES = (1e-4, 1e-5, 1e-6, 1e-7)
 RATE = 0.02
 KNOTS = np.stack([np.linspace(-2.0, 2.0, 41), np.ones(41)])  # inputs (x, 1)
 HEIGHTS = 0.9 * (KNOTS[0] + 1).clip(0) - 1.8 * (KNOTS[0] - 0.2).clip(0) + 1.9 * (KNOTS[0] - 1.2).clip(0)
@@ -25,11 +26,9 @@ class System(NamedTuple):
     """Directions of the initial weights; `rate` of the linear net's second layer is 1."""
 
     linear: ndarray  # [2, 4, 4]
-    scales: tuple[float, ...]
     inward: ndarray  # [24, 2], of the ReLU net
     outward: ndarray  # [24]
     heads: ndarray  # [3, 7]: v, k, q of every head
-    small: float
     rate: float
 
 
@@ -68,7 +67,7 @@ class Saddles(Entry[System, Observed, Predicted]):
 
     name = "saddles"
     title = "From saddle to saddle"
-    paper = "Saddle-to-saddle simplicity bias across architectures, arXiv 2512.20607"
+    paper = "Zhang, Saxe, Latham 2025, arXiv 2512.20607"
     kernels = (
         "At the k-th saddle of a linear d × d net the NTK has rank d² − (d − k)²: a saddle is a drop of the rank of K, "
         "and every escape adds 2(d − k) − 1 directions."
@@ -76,70 +75,51 @@ class Saddles(Entry[System, Observed, Predicted]):
     omits = "Convolutions, softmax attention, and the proof of which saddle comes next."
 
     def make(self, seed: int = 0, *, short: bool = False, broken: bool = False) -> System:
+        del short
         draw = np.random.default_rng(seed)
         inward, heads = draw.standard_normal((24, 2)), draw.standard_normal((3, 7))
         heads[:, 0] = np.linalg.norm(heads[:, 1:4], axis=1) * np.sign(heads[:, 0])
-        return System(
-            draw.standard_normal((2, 4, 4)),
-            (1e-4, 1e-5, 1e-7) if short else (1e-4, 1e-5, 1e-6, 1e-7),
-            inward,
-            np.linalg.norm(inward, axis=1) * draw.choice([-1.0, 1.0], 24),
-            heads,
-            1e-2 if short else 2e-3,
-            0.5 if broken else 1.0,
-        )
+        linear, outward = draw.standard_normal((2, 4, 4)), np.linalg.norm(inward, axis=1) * draw.choice([-1.0, 1.0], 24)
+        return System(linear, inward, outward, heads, 0.5 if broken else 1.0)
 
     def run(self, system: System) -> Observed:
-        paths = {scale: _linear(scale * system.linear, system.rate) for scale in system.scales}
-        delays = [[int((path.T[i, i] > s / 2).argmax()) for i, s in enumerate(MODES)] for path, _, _ in paths.values()]
+        paths = {scale: _linear(scale * system.linear, system.rate) for scale in SCALES}
+        delays = [(path.diagonal(axis1=1, axis2=2) > MODES / 2).argmax(axis=0) for path, _, _ in paths.values()]
         path, slopes, weights = paths[1e-5]
         ranks = (np.linalg.svd(path, compute_uv=False) > 0.1 * MODES).sum(1)
-        rests = [_rest(slopes, ranks == k) for k in range(5)]
-        kernels = [
-            output_ntk(linear_network(torch.from_numpy(weights[k]).unbind()), torch.eye(4, dtype=torch.float64))
-            for k in rests
-        ]
+        rests, white = [_rest(slopes, ranks == k) for k in range(5)], torch.eye(4, dtype=torch.float64)
+        kernels = [torch.linalg.eigvalsh(linear_ntk(torch.from_numpy(weights[k]).unbind(), white)) for k in rests]
         relu, neurons = _relu(system)
         return Observed(
             0.5 * ((np.diag(MODES) - path) ** 2).sum((1, 2)),
             rests,
-            [int((torch.linalg.eigvalsh(kernel) > 0.05).sum()) for kernel in kernels],
-            np.polyfit([-math.log(scale) for scale in system.scales], RATE * np.array(delays), 1)[0],
+            [int((values > 0.05).sum()) for values in kernels],
+            np.polyfit(-np.log(SCALES), RATE * np.array(delays), 1)[0],
             relu,
             neurons,
-            _attention(system.heads, system.small),
+            _attention(2e-3 * system.heads),
         )
 
     def predict(self, system: System) -> Predicted:
+        # one neuron that sees all inputs, one that sees those below 0; others die, or come to the same
+        nets = [(0.01 * np.array([[0.0, 1.0], [-1.0, 0.0]])[:k], np.array([0.01, -0.01])[:k]) for k in (0, 1, 2)]
         gains = COVARIANCE / (1 + (1 + COVARIANCE.sum() / COVARIANCE) / 31)
         return Predicted(
             np.array([0.5 * (MODES[k:] ** 2).sum() for k in range(5)]),
             [16 - (4 - k) ** 2 for k in range(5)],
             RATE / np.log1p(RATE * MODES),
-            _narrow(),
+            [float(_train(*net, 8000)[0][-1]) for net in nets],
             COVARIANCE.sum() - np.cumsum([0.0, *gains]),
         )
 
     def check(self, system: System, observed: Observed, predicted: Predicted) -> list[Check]:
-        rested = observed.losses[observed.rests]
+        rested, back = observed.losses[observed.rests], float((np.diff(observed.rests) <= 0).sum())
         return [
             formula.close("linear: loss where the gradient is least at each rank", predicted.plateaus, rested, 4e-3),
-            identity.close(
-                "linear: the gradient is least at one rank after the other",
-                0.0,
-                float((np.diff(observed.rests) <= 0).sum()),
-                0.0,
-            ),
-            formula.close(
-                "linear: delay of each mode by ln(1/scale)", predicted.delays, observed.delays, 2e-2, relative=True
-            ),
+            identity.close("linear: the gradient is least at one rank after the other", 0.0, back, 0.0),
+            formula.close("linear: delays by ln(1/scale)", predicted.delays, observed.delays, 2e-2, relative=True),
             identity.close("linear: rank of the NTK at each saddle", predicted.kernels, observed.kernels, 0.0),
-            formula.close(
-                "ReLU: loss with 0, 1 and 2 distinct neurons is that of so narrow a net",
-                predicted.relu,
-                observed.relu,
-                2e-3,
-            ),
+            formula.close("ReLU: loss with 0 to 2 neurons, of so narrow a net", predicted.relu, observed.relu, 2e-3),
             identity.close("ReLU: distinct neurons at its rests", [1.0, 2.0], observed.neurons, 0.0),
             formula.close("attention: loss with 0 to 3 heads", predicted.attention, observed.attention, 2e-3),
         ]
@@ -151,16 +131,10 @@ class Saddles(Entry[System, Observed, Predicted]):
             for k, plateau in enumerate(predicted.plateaus[:4].tolist())
         ]
         seen = points("", times[::12], observed.losses[::12], group=4)
-        ranks = range(5)
+        ranks = pair("d² − (d − k)²", range(5), predicted.kernels, observed.kernels)
         return (
             Panel.of("Loss of a linear net: it rests at each rank", "time", "loss", *rests, seen),
-            Panel.of(
-                "Rank of the NTK at each saddle",
-                "modes learned",
-                "rank",
-                curve("d² − (d − k)²", list(ranks), predicted.kernels),
-                points("", list(ranks), observed.kernels),
-            ),
+            Panel.of("Rank of the NTK at each saddle", "modes learned", "rank", *ranks),
         )
 
 
@@ -216,34 +190,9 @@ def _distinct(inward: ndarray, outward: ndarray) -> int:
     return max(1, int((gaps > 0.3).sum()))
 
 
-def _narrow() -> list[float]:
-    """Loss of the best net of no and one neuron, and of two, begun with the best one and a small new one.
-
-    The new one points to where it grows fastest against what the first leaves over.
-    """
-    first, one = _best_neuron(HEIGHTS, grown=True)
-    strength = math.sqrt(float(one @ HEIGHTS / (one @ one)))
-    second, other = _best_neuron(HEIGHTS - strength**2 * one, grown=False)
-    side = math.copysign(0.1, float(other @ (HEIGHTS - strength**2 * one)))
-    inward = np.stack([strength * first, 0.1 * second])
-    losses, _, _ = _train(inward, np.array([strength, side]), 4000)
-    left = 0.5 * ((HEIGHTS - strength**2 * one) ** 2).mean()
-    return [0.5 * float((HEIGHTS**2).mean()), float(left), float(losses[-1])]
-
-
-def _best_neuron(heights: ndarray, *, grown: bool) -> tuple[ndarray, ndarray]:
-    """The unit neuron that lessens the loss most once grown, or the one that grows fastest; weights and activity."""
-    angles = np.linspace(-math.pi, math.pi, 20_001)
-    inward = np.stack([np.cos(angles), np.sin(angles)], axis=1)
-    active = (inward @ KNOTS).clip(0)
-    gains = np.abs(active @ heights) / (np.sqrt((active**2).sum(1)).clip(1e-3) if grown else 1.0)
-    best = int(gains.argmax())
-    return inward[best], active[best]
-
-
-def _attention(heads: ndarray, small: float) -> ndarray:
+def _attention(heads: ndarray) -> ndarray:
     """Loss tr Λ − 2 tr Λ²U + tr UᵀMUΛ, U = Σ v k qᵀ, where the gradient is least with 0 to 3 heads grown."""
-    value, key, query = small * heads[:, 0], small * heads[:, 1:4], small * heads[:, 4:]
+    value, key, query = heads[:, 0], heads[:, 1:4], heads[:, 4:]
     losses, slopes, maps = [], [], []
     for _ in range(100_000):
         U = (value[:, None] * key).T @ query
