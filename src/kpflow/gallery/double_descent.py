@@ -1,23 +1,23 @@
 """Features of two scales, learned one after the other: the test error descends twice over training."""
 
+import itertools
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple, final
 
-import numpy as np
 import torch
-from numpy import ndarray
 from scipy.optimize import brentq
 from torch import Tensor
 
-from .entry import Check, Entry, Panel, curve, identity, monte_carlo, points
+from .draws import normal
+from .entry import Check, Entry, Panel, curve, identity, monte_carlo, pair, points
 from .students import linear_network, output_ntk
 
 __all__ = ["DoubleDescent"]
 
 FAST, RATIO = 0.5, 100.0
-TIMES = np.logspace(-1, 7, 49)
-SHOWN = 37  # times to 10⁵; later the smallest eigenvalues of single draws scatter, by up to 9 % of the error
+TIMES = torch.logspace(-1, 7, 49, dtype=torch.float64)
+SOME = [10, 20, 35]  # of the times
 
 
 @final
@@ -31,18 +31,17 @@ class Setting(NamedTuple):
     ratio: float = RATIO
 
     @property
-    def scales(self) -> ndarray:
+    def scales(self) -> Tensor:
         """Of every feature."""
-        return np.where(np.arange(self.size) < self.large, FAST, FAST / self.ratio)
+        return FAST / self.ratio ** (torch.arange(self.size) >= self.large).double()
 
 
 @final
 class System(NamedTuple):
-    """Two settings; inputs z ~ N(0, I/d) of both, and of single teachers; `rate` over that of the stated flow."""
+    """Settings; their inputs z ~ N(0, I/d), and single teachers for the last; `rate` over that of the stated flow."""
 
-    ridge: Setting
-    flow: Setting
-    inputs: tuple[Tensor, ...]  # [n, d] of each draw, for `ridge` and then for `flow`
+    settings: tuple[Setting, Setting]
+    inputs: tuple[Tensor, ...]  # [draw, n, d]
     teachers: Tensor  # [d, 400]
     errors: Tensor  # [n, 400]
     rate: float
@@ -52,20 +51,20 @@ class System(NamedTuple):
 class Observed(NamedTuple):
     """Errors given the inputs, by time."""
 
-    ridge: ndarray  # [2, t]
-    flow: ndarray
-    plain: ndarray  # of features of one scale
-    taught: ndarray  # [t'], mean of 400 teachers
-    given: ndarray  # the same given the inputs
-    kernel: ndarray  # spectrum of the NTK
+    ridge: Tensor  # [2, t]
+    flow: Tensor
+    plain: Tensor  # of features of one scale
+    taught: Tensor  # [t'], mean of 400 teachers
+    given: Tensor  # the same given the inputs
+    kernel: Tensor  # spectrum of the NTK
 
 
 @final
 class Predicted(NamedTuple):
     """The deterministic equivalents of ridge regression."""
 
-    ridge: ndarray  # [2, t]
-    bands: tuple[int, int]
+    ridge: Tensor  # [2, t]
+    bands: list[int]
 
 
 @final
@@ -90,138 +89,114 @@ class DoubleDescent(Entry[System, Observed, Predicted]):
 
     def make(self, seed: int = 0, *, short: bool = False, broken: bool = False) -> System:
         generator = torch.Generator().manual_seed(seed)
-        ridge, flow = Setting(450, 300, 210, 0.0), Setting(300, 300, 225, 0.1)
-
-        def normal(*shape: int) -> Tensor:
-            return torch.randn(*shape, generator=generator, dtype=torch.float64)
-
-        inputs = tuple(
-            normal(3 if short else 4, setting.data, setting.size) / math.sqrt(setting.size) for setting in (ridge, flow)
-        )
-        return System(ridge, flow, inputs, normal(300, 400), normal(300, 400), 3.0 if broken else 1.0)
+        settings = Setting(450, 300, 210, 0.0), Setting(300, 300, 225, 0.1)
+        draws = 8 if short else 16
+        inputs = tuple(normal(generator, draws, s.data, s.size) / math.sqrt(s.size) for s in settings)
+        teachers, errors = normal(generator, 300, 400), normal(generator, 300, 400)
+        return System(settings, inputs, teachers, errors, 3.0 if broken else 1.0)
 
     def run(self, system: System) -> Observed:
-        settings, times = (system.ridge, system.flow), system.rate * TIMES
-        ridge = [
-            _mean([_errors(setting, Z, _ridge, times) for Z in inputs])
-            for setting, inputs in zip(settings, system.inputs, strict=True)
-        ]
-        plain, Z = system.flow._replace(ratio=1.0), system.inputs[1][0]
+        times, setting, Z = system.rate * TIMES, system.settings[1], system.inputs[1][0]
+        fits = [[_fit(s, Z) for Z in inputs] for s, inputs in zip(system.settings, system.inputs, strict=True)]
         model = linear_network([torch.zeros(1, 300, dtype=torch.float64)])
         return Observed(
-            np.array(ridge),
-            _mean([_errors(system.flow, inputs, _flow, times) for inputs in system.inputs[1]]),
-            _errors(plain, Z, _flow, times),
-            _taught(system, times[[10, 20, 35]]),
-            _errors(system.flow, Z, _flow, TIMES[[10, 20, 35]]),
-            torch.linalg.eigvalsh(output_ntk(model, Z * torch.from_numpy(system.flow.scales))).numpy(),
+            torch.stack([_errors(drawn, _ridge, times) for drawn in fits]),
+            _errors(fits[1], _flow, times),
+            _errors([_fit(setting._replace(ratio=1.0), Z)], _flow, times),
+            _taught(system, fits[1][0], times[SOME]),
+            _errors(fits[1][:1], _flow, TIMES[SOME]),
+            torch.linalg.eigvalsh(output_ntk(model, Z * setting.scales)),
         )
 
     def predict(self, system: System) -> Predicted:
-        equivalents = [[_equivalent(setting, 1 / time) for time in TIMES] for setting in (system.ridge, system.flow)]
-        return Predicted(np.array(equivalents), (system.flow.large, system.flow.size - system.flow.large))
+        ridge = [[_equivalent(setting, 1 / time) for time in TIMES.tolist()] for setting in system.settings]
+        large, size = system.settings[1].large, system.settings[1].size
+        return Predicted(torch.tensor(ridge, dtype=torch.float64), [large, size - large])
 
     def check(self, system: System, observed: Observed, predicted: Predicted) -> list[Check]:
-        first, peak, second = _extremes(observed.flow)
-        late = observed.plain[int(observed.plain.argmin()) :]
+        middle = (TIMES > 100) & (TIMES < 1e5)
+        peak = int((observed.flow * middle).argmax())
+        first, second = int(observed.flow[:peak].argmin()), peak + int(observed.flow[peak:].argmin())
+        places = [first, peak, second]
+        after = observed.plain[int(observed.plain.argmin()) :]
+        fall = (after.cummax(dim=0).values - after).max()
         bands = [int((observed.kernel > 1e-3).sum()), int((observed.kernel <= 1e-3).sum())]
-        Z = system.inputs[1][0] * torch.from_numpy(system.flow.scales)
+        Z = system.inputs[1][0] * system.settings[1].scales
+        (tall, square), (tall_law, square_law) = observed.ridge, predicted.ridge
+        # eight seeds, short: at most .056, .042, .020 and .033; full: .051, .049, .027 and .041; always these times
         return [
-            # errors of 8 seeds, short: 0.006 to 0.020 and 0.003 to 0.024 (to t = 10⁶ 0.057), teachers 0.004 to 0.014,
-            # gradient flow 0.0002 to 0.005, 0.005 to 0.014 and 0.001 to 0.055
+            monte_carlo.close("ridge, 450 data, against the equivalent", tall_law, tall, 6e-2, relative=True),
+            monte_carlo.close("ridge, as many data as features, noise", square_law, square, 5e-2, relative=True),
+            monte_carlo.close("mean of 400 teachers", observed.given, observed.taught, 5e-2, relative=True),
             monte_carlo.close(
-                "ridge, 450 data, against the equivalent",
-                predicted.ridge[0, :SHOWN],
-                observed.ridge[0, :SHOWN],
-                6e-2,
-                relative=True,
+                "gradient flow: extremes", [0.261, 0.517, 0.114], observed.flow[places], 0.05, relative=True
             ),
-            monte_carlo.close(
-                "ridge, as many data as features, noise",
-                predicted.ridge[1, :SHOWN],
-                observed.ridge[1, :SHOWN],
-                5e-2,
-                relative=True,
-            ),
-            monte_carlo.close(
-                "mean of 400 teachers, against that given the inputs",
-                observed.given,
-                observed.taught,
-                5e-2,
-                relative=True,
-            ),
-            monte_carlo.close("gradient flow: first least error", 0.261, first, 0.05, relative=True),
-            monte_carlo.close("gradient flow: error between", 0.517, peak, 0.1, relative=True),
-            monte_carlo.close("gradient flow: second least error", 0.114, second, 0.1, relative=True),
-            monte_carlo.at_most(
-                "features of one scale: fall after the least error",
-                1e-3,
-                float((np.maximum.accumulate(late) - late).max()),
-            ),
-            identity.close("eigenvalues of the NTK in each band", list(predicted.bands), bands, 0.0),
+            monte_carlo.close("their times", [10, 1e3, 2e6], TIMES[places], 0.1, relative=True),
+            monte_carlo.at_most("features of one scale: fall after the least error", 1e-3, fall),
+            identity.close("eigenvalues of the NTK in each band", predicted.bands, bands, 0.0),
             identity.close("the NTK is XXᵀ", torch.linalg.eigvalsh(Z @ Z.mT), observed.kernel, 1e-12),
         ]
 
     def panels(self, system: System, observed: Observed, predicted: Predicted) -> tuple[Panel, Panel]:
         lines = [
-            line
+            pair(f"{label}: equivalent", TIMES, predicted.ridge[i], observed.ridge[i], i)
             for i, label in enumerate(("450 data", "300 data, noise"))
-            for line in (
-                curve(f"{label}: equivalent", TIMES, predicted.ridge[i], group=i),
-                points("", TIMES, observed.ridge[i], group=i),
-            )
         ]
-        order = np.arange(1, len(observed.kernel) + 1)
-        edge = system.flow.size - system.flow.large + 0.5
-        seen = points("", order, observed.kernel.clip(1e-12))
+        order, edge = torch.arange(1, 301), predicted.bands[1] + 0.5
+        seen = points("", order, observed.kernel.clamp_min(1e-12))
         border = curve("slow | fast", [edge, edge], [1e-10, 1.0], group=1)
         return (
-            Panel.of("Test error over time 1/λ", "time", "error", *lines, log="x"),
+            Panel.of("Test error over time 1/λ", "time", "error", *itertools.chain(*lines), log="x"),
             Panel.of("Spectrum of the NTK: two bands", "number", "eigenvalue", seen, border, log="y"),
         )
 
 
-def _ridge(values: ndarray, time: float) -> ndarray:
-    return 1 / (values + 1 / time)
+@final
+class Fit(NamedTuple):
+    """X = ZF = USVᵀ."""
+
+    setting: Setting
+    left: Tensor  # Uᵀ
+    values: Tensor  # S
+    turned: Tensor  # FV
+    seen: Tensor  # UᵀZ
 
 
-def _flow(values: ndarray, time: float) -> ndarray:
-    return -np.expm1(-values * time) / values.clip(1e-300)
+def _fit(setting: Setting, Z: Tensor) -> Fit:
+    left, values, right = torch.linalg.svd(Z * setting.scales, full_matrices=False)
+    return Fit(setting, left.mT, values, setting.scales[:, None] * right.mT, left.mT @ Z)
 
 
-def _mean(values: list[ndarray]) -> ndarray:
-    return np.mean(values, axis=0)
+Gains = Callable[[Tensor, Tensor], Tensor]
+"""φ(l), shape [t, d], of eigenvalues l = S² and times [t, 1]."""
 
 
-def _fit(setting: Setting, Z: Tensor) -> tuple[ndarray, ndarray, ndarray]:
-    """FV, singular values and Uᵀ of X = ZF."""
-    parts = torch.linalg.svd(Z * torch.from_numpy(setting.scales), full_matrices=False)
-    left, values, right = (part.numpy() for part in parts)
-    return setting.scales[:, None] * right.T, values, left.T
+def _ridge(values: Tensor, times: Tensor) -> Tensor:
+    return 1 / (values + 1 / times)
 
 
-def _errors(setting: Setting, Z: Tensor, filtered: Callable[[ndarray, float], ndarray], times: ndarray) -> ndarray:
-    """½ ((‖AZ − I‖² + σ²‖A‖²)/d + σ²) with A = F V φ(L) VᵀXᵀ."""
-    turned, values, left = _fit(setting, Z)
-    seen, gram = left @ Z.numpy(), turned.T @ turned
-    cross, both = (seen.T * turned).sum(0), gram * (seen @ seen.T)
-    noisy = gram.diagonal()
-    result = []
-    for time in times:
-        gains = filtered(values**2, float(time)) * values
-        bias = setting.size - 2 * gains @ cross + gains @ both @ gains
-        result.append(0.5 * ((bias + setting.noise**2 * gains**2 @ noisy) / setting.size + setting.noise**2))
-    return np.array(result)
+def _flow(values: Tensor, times: Tensor) -> Tensor:
+    return -torch.expm1(-values * times) / values
 
 
-def _taught(system: System, times: ndarray) -> ndarray:
+def _errors(fits: Sequence[Fit], gains: Gains, times: Tensor) -> Tensor:
+    """½ ((‖AZ − I‖² + σ²‖A‖²)/d + σ²) with A = F V φ(L) VᵀXᵀ, mean over fits, `[t]`."""
+    errors = []
+    for fit in fits:
+        size, noise = fit.setting.size, fit.setting.noise**2
+        kept = gains(fit.values**2, times[:, None]) * fit.values
+        cross, gram = (fit.seen.mT * fit.turned).sum(dim=0), fit.turned.mT @ fit.turned
+        bias = size - 2 * kept @ cross + ((kept @ (gram * (fit.seen @ fit.seen.mT))) * kept).sum(dim=1)
+        errors.append(0.5 * ((bias + noise * kept**2 @ gram.diagonal()) / size + noise))
+    return torch.stack(errors).mean(dim=0)
+
+
+def _taught(system: System, fit: Fit, times: Tensor) -> Tensor:
     """Mean test error of the 400 students of the teachers under gradient flow."""
-    setting, Z = system.flow, system.inputs[1][0]
-    turned, values, left = _fit(setting, Z)
-    teachers = system.teachers.numpy()
-    seen = left @ (Z.numpy() @ teachers + setting.noise * system.errors.numpy())
-    misses = [turned @ ((_flow(values**2, float(time)) * values)[:, None] * seen) - teachers for time in times]
-    return np.array([0.5 * ((miss**2).sum(0).mean() / setting.size + setting.noise**2) for miss in misses])
+    seen = fit.seen @ system.teachers + fit.setting.noise * fit.left @ system.errors
+    kept = _flow(fit.values**2, times[:, None]) * fit.values
+    misses = fit.turned @ (kept[:, :, None] * seen) - system.teachers
+    return 0.5 * (misses.square().sum(dim=1).mean(dim=1) / fit.setting.size + fit.setting.noise**2)
 
 
 def _equivalent(setting: Setting, ridge: float) -> float:
@@ -235,9 +210,3 @@ def _equivalent(setting: Setting, ridge: float) -> float:
     k = math.exp(root)
     bias = float((k**2 / (sizes + k) ** 2).mean()) + setting.noise**2
     return 0.5 * bias / (1 - float((sizes**2 / (sizes + k) ** 2).sum()) / setting.data)
-
-
-def _extremes(errors: ndarray) -> tuple[float, float, float]:
-    """The least error before a time 100, the largest between that and 10⁵, and the least after."""
-    early, late = int((TIMES < 100).sum()), int((TIMES < 1e5).sum())
-    return float(errors[:early].min()), float(errors[early:late].max()), float(errors[late:].min())
