@@ -4,9 +4,8 @@ import math
 from typing import NamedTuple, final
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from kpflow.flow import Ntk
 from kpflow.flow.truncation import (
     NetworkPath,
     aligned_map,
@@ -18,15 +17,15 @@ from kpflow.flow.truncation import (
     truncated_data,
     truncation_map,
 )
-from kpflow.operators import to_dense
-from kpflow.states import linearise
 
+from .draws import normal, orthogonal
 from .entry import Check, Entry, Panel, curve, formula, identity, points
+from .students import map_jacobian
 
 __all__ = ["Truncation"]
 
-AFTER = 1.5
-"""Time that is seen after the collapse."""
+AFTER = 1.5  # time that is seen after the collapse
+SEEN = [0, 8, 16, 30]  # numbers of the times at which the NTK is seen
 
 
 @final
@@ -39,7 +38,8 @@ class System(NamedTuple):
     shift: Tensor  # [Q], β(0): two points are cut off in each coordinate
     times: Tensor  # [T]
     deep: tuple[list[Tensor], list[Tensor]]
-    pair: tuple[Tensor, Tensor, Tensor, Tensor]  # points, targets, shifts and frames of two separated clusters
+    clusters: Tensor  # [2N, Q], two separated ones
+    each: tuple[Tensor, Tensor, Tensor]  # targets, shifts and frames of a layer for each cluster
     rate: float  # of learning; 1
 
 
@@ -49,11 +49,10 @@ class Observed(NamedTuple):
 
     path: NetworkPath
     spectra: Tensor  # [m, Q], the largest eigenvalues of the NTK of the truncated data by the bias, over N
-    seen: Tensor  # numbers of the times of these
     outputs: Tensor  # of the deep network
     images: tuple[Tensor, Tensor, Tensor]  # τ of the points, τ∘τ, and τ with other scales
     other: Tensor  # gradient of the first layer by the second cluster
-    pair: Tensor  # [T, 2, Q]
+    both: Tensor  # [T, 2, Q], shifts for two clusters
 
 
 @final
@@ -62,9 +61,9 @@ class Predicted(NamedTuple):
 
     shifts: Tensor  # [T, Q]
     events: Tensor
-    fractions: Tensor  # [T, Q], H_k = n_k / N
+    fractions: Tensor  # [T, Q], H_k = n_k / N, rising
     outputs: Tensor  # affine in the truncated data
-    pair: Tensor  # [T, 2, Q]
+    both: Tensor  # [T, 2, Q]
 
 
 @final
@@ -85,156 +84,116 @@ class Truncation(Entry[System, Observed, Predicted]):
     def make(self, seed: int = 0, *, short: bool = False, broken: bool = False) -> System:
         generator = torch.Generator().manual_seed(seed)
         count, width = (8, 3) if short else (12, 4)
-
-        def noise(*shape: int) -> Tensor:
-            return torch.randn(*shape, generator=generator, dtype=torch.float64)
-
-        rotation = torch.linalg.qr(noise(width, width)).Q
-        points, inner = noise(count, width), torch.zeros(width, dtype=torch.float64)
+        rotation, points = orthogonal(generator, width), normal(generator, count, width)
         order = (points @ rotation.mT).sort(dim=0).values
         goal, wall = order[-1] + 1.0, 0.5 * (order[1] + order[2])
-        end = max(_crossings(order[:, k].tolist(), float(goal[k]), float(wall[k]))[-1] for k in range(width)) + AFTER
-        turns = [torch.linalg.qr(noise(width, width)).Q for _ in range(4)]
-        deep = ([turn + 0.05 * noise(width, width) for turn in turns], [0.3 * noise(width) for _ in turns])
-        ones = torch.ones_like(inner)
-        clusters = torch.cat(
-            [0.2 * noise(count, width).clamp(-3, 3) - 3.0, 0.2 * noise(count, width).clamp(-3, 3) + 3.0]
+        times = torch.linspace(
+            0.0, float(_events(points @ rotation.mT, goal, wall)[-1]) + AFTER, 31, dtype=torch.float64
         )
-        frames = torch.stack([torch.diag(ones), -torch.diag(ones)])
-        pair = (clusters, torch.stack([-1.5 * ones, 1.5 * ones]), torch.stack([3 * ones, -3 * ones]), frames)
-        return System(
-            points,
-            goal @ rotation,
-            rotation,
-            -wall @ rotation,
-            torch.linspace(0.0, end, 31, dtype=torch.float64),
-            deep,
-            pair,
-            0.9 if broken else 1.0,
+        turns = [orthogonal(generator, width) for _ in range(4)]
+        deep = (
+            [turn + 0.05 * normal(generator, width, width) for turn in turns],
+            [0.3 * normal(generator, width) for _ in turns],
         )
+        clusters = torch.cat([0.2 * normal(generator, count, width).clamp(-3, 3) + at for at in (-3.0, 3.0)])
+        signs, ones = torch.tensor([[-1.0], [1.0]], dtype=torch.float64), torch.ones(2, width, dtype=torch.float64)
+        each = (1.5 * signs * ones, -3 * signs * ones, torch.diag_embed(-signs * ones))
+        start = (points, goal @ rotation, rotation, -wall @ rotation)
+        return System(*start, times, deep, clusters, each, 0.9 if broken else 1.0)
 
     def run(self, system: System) -> Observed:
         turn, zero = system.rotation, torch.zeros_like(system.target)
         layers = ([turn, turn.mT], [turn @ system.shift, zero])
         path = network_flow(layers, system.points, system.target, times=system.rate * system.times)
-        seen = torch.tensor([0, 8, 16, 30])
         image = aligned_map(system.points, system.shift, turn)
         scales = torch.arange(1.0, len(zero) + 1, dtype=torch.float64)
         scaled = truncation_map(system.points, scales[:, None] * turn, scales * (turn @ system.shift))
-        clusters, targets, shifts, frames = system.pair
-        half = len(clusters) // 2
-        labels = (torch.arange(len(clusters)) >= half).long()
+        clusters, (targets, shifts, frames) = system.clusters, system.each
+        labels = torch.arange(2).repeat_interleave(len(clusters) // 2)
         both = effective_flow(clusters, targets, shifts, frames, clusters=labels, times=system.times, turning=False)
+        outputs = system.points
+        for k, (weight, bias) in enumerate(zip(*system.deep, strict=True)):
+            outputs = (outputs.relu() if k else outputs) @ weight.mT + bias
         return Observed(
             path,
-            torch.stack([_spectrum(system, path.shifts[k, 0]) for k in seen.tolist()]),
-            seen,
-            _outputs(system),
+            torch.stack([_spectrum(system, path.shifts[k, 0]) for k in SEEN]),
+            outputs,
             (image, aligned_map(image, system.shift, turn), scaled),
-            effective_gradient(clusters[half:], targets[1], shifts[0], frames[0]).shifts,
+            effective_gradient(clusters[labels == 1], targets[1], shifts[0], frames[0]).shifts,
             both.shifts,
         )
 
     def predict(self, system: System) -> Predicted:
-        flow = bias_flow(system.points, system.target, system.shift, system.rotation)
-        inner = system.points @ system.rotation.mT
-        goal, wall = system.rotation @ system.target, -system.rotation @ system.shift
-        events = [
-            time
-            for k in range(len(goal))
-            for time in _crossings(inner[:, k].sort().values.tolist(), float(goal[k]), float(wall[k]))
-        ]
+        turn, clusters, (targets, shifts, frames) = system.rotation, system.clusters, system.each
+        flow = bias_flow(system.points, system.target, system.shift, turn)
         total, data = cumulative_parameters(system.deep), truncated_data(system.deep, system.points)
-        clusters, targets, shifts, frames = system.pair
-        labels = (torch.arange(len(clusters)) >= len(clusters) // 2).long()
+        labels = torch.arange(2).repeat_interleave(len(clusters) // 2)
         each = [bias_flow(clusters, targets, shifts[j], frames[j], clusters=labels).at(system.times) for j in (0, 1)]
         return Predicted(
             flow.at(system.times),
-            torch.tensor(sorted(events), dtype=torch.float64),
-            flow.fractions(system.times),
+            _events(system.points @ turn.mT, turn @ system.target, -turn @ system.shift),
+            flow.fractions(system.times).sort(dim=1).values,
             data.points[-1] @ total.weights[-1].mT + total.biases[-1],
             torch.stack(each, dim=1),
         )
 
     def check(self, system: System, observed: Observed, predicted: Predicted) -> list[Check]:
-        image, twice, scaled = observed.images
-        events = torch.tensor(observed.path.events, dtype=torch.float64) / system.rate
+        path, (image, twice, scaled) = observed.path, observed.images
+        events = torch.tensor(path.events, dtype=torch.float64) / system.rate
         found = torch.full_like(predicted.events, math.nan)
         found[: len(events)] = events[: len(found)]
-        last = float(predicted.events[-1])
-        late = system.times > last + 0.1
-        costs = observed.path.costs[late]
-        decay = costs[0] * torch.exp(-2 * (system.times[late] - system.times[late][0]))
-        collapsed = aligned_map(system.points, observed.path.shifts[-1, 0], system.rotation)
-        slope = predicted.fractions[observed.seen].sort(dim=1).values
+        late = system.times > predicted.events[-1] + 0.1
+        decay = path.costs[late][0] * torch.exp(-2 * (system.times[late] - system.times[late][0]))
+        left = aligned_map(system.points, path.shifts[-1, 0], system.rotation)
         return [
             identity.close("output is affine in the truncated data", predicted.outputs, observed.outputs, 1e-12),
             identity.close("τ∘τ = τ", image, twice, 1e-13),
             identity.close("τ does not see W_*", image, scaled, 1e-13),
-            formula.close("β under gradient flow", predicted.shifts, observed.path.shifts[:, 0], 1e-6),
+            formula.close("β under gradient flow", predicted.shifts, path.shifts[:, 0], 1e-6),
             formula.close("times at which points are cut off", predicted.events, found, 1e-6),
-            formula.close("time of the collapse to a point", last, found[-1], 1e-6),
-            identity.close("one point is left", collapsed[0], collapsed, 1e-13),
-            formula.close("cost after it falls as e^{−2t}", decay, costs, 1e-6, relative=True),
+            formula.close("time of the collapse to a point", predicted.events[-1], found[-1], 1e-6),
+            identity.close("one point is left", left[0], left, 1e-13),
+            formula.close("cost after it falls as e^{−2t}", decay, path.costs[late], 1e-6, relative=True),
             identity.close("gradient by a cluster that is let through", 0.0, observed.other, 0.0),
-            formula.close("β of a layer for each of two clusters", predicted.pair, observed.pair, 1e-6),
-            identity.close("eigenvalues of the bias's kernel are H_k", slope, observed.spectra, 1e-12),
+            formula.close("β of a layer for each of two clusters", predicted.both, observed.both, 1e-6),
+            identity.close(
+                "eigenvalues of the bias's kernel are H_k", predicted.fractions[SEEN], observed.spectra, 1e-12
+            ),
         ]
 
     def panels(self, system: System, observed: Observed, predicted: Predicted) -> tuple[Panel, Panel]:
-        curves, kernels = [], []
-        known = predicted.shifts @ system.rotation.mT
-        found = observed.path.shifts[:, 0] @ system.rotation.mT
-        goal, order = system.rotation @ system.target, predicted.fractions.sort(dim=1).values
+        goal, times = system.rotation @ system.target, system.times
+        known, seen = (shifts @ system.rotation.mT + goal for shifts in (predicted.shifts, observed.path.shifts[:, 0]))
+        walls, kernels = [], []
         for k in range(len(goal)):
-            curves.append(curve(f"k = {k + 1}", system.times, known[:, k] + goal[k], group=k))
-            some = observed.seen
-            curves.append(points("", system.times[some], found[some, k] + goal[k], group=k))
-            kernels.append(curve("", system.times, order[:, k], group=k))
-            kernels.append(points("", system.times[some], observed.spectra[:, k], group=k))
+            walls += [curve(f"k = {k + 1}", times, known[:, k], k), points("", times[SEEN], seen[SEEN, k], k)]
+            kernels += [
+                curve("", times, predicted.fractions[:, k], k),
+                points("", times[SEEN], observed.spectra[:, k], k),
+            ]
         return (
-            Panel.of("Distance of the wall from the target", "time", "β̂ + ŷ", *curves, log="y"),
+            Panel.of("Distance of the wall from the target", "time", "β̂ + ŷ", *walls, log="y"),
             Panel.of("Eigenvalues of the bias's kernel: H", "time", "eigenvalue / N", *kernels),
         )
 
 
-@final
-class _Truncated(nn.Module):
-    """τ(x) = Rᵀ (σ(R x + b) − b), of which b learns."""
-
-    def __init__(self, rotation: Tensor, bias: Tensor) -> None:
-        nn.Module.__init__(self)
-        self.register_buffer("rotation", rotation.clone())
-        self.bias = nn.Parameter(bias.clone())
-
-    def forward(self, points: Tensor) -> Tensor:
-        turn = self.get_buffer("rotation")
-        return (torch.relu(points @ turn.mT + self.bias) - self.bias) @ turn
-
-
 def _spectrum(system: System, shift: Tensor) -> Tensor:
-    """Of the NTK over N, but for zeros, rising."""
-    model = _Truncated(system.rotation, system.rotation @ shift)
-    ntk = to_dense(Ntk(linearise(model, system.points), readout="outputs"))
-    return torch.linalg.eigvalsh(ntk)[-len(shift) :] / len(system.points)
+    """Of the NTK over N of τ(x) = Rᵀ (σ(R x + b) − b), of which b learns, but for zeros; rising."""
+    turn, bias = system.rotation, {"b": system.rotation @ shift}
+    J = map_jacobian(lambda x, p: (torch.relu(x @ turn.mT + p["b"]) - p["b"]) @ turn, system.points, bias)
+    return torch.linalg.eigvalsh(J @ J.mT)[-len(shift) :] / len(system.points)
 
 
-def _outputs(system: System) -> Tensor:
-    """Of the deep network."""
-    modules: list[nn.Module] = []
-    for weight, bias in zip(*system.deep, strict=True):
-        layer = nn.Linear(weight.shape[1], weight.shape[0], dtype=weight.dtype)
-        layer.load_state_dict({"weight": weight, "bias": bias})
-        modules.extend([layer, nn.ReLU()])
-    with torch.no_grad():
-        return nn.Sequential(*modules[:-1])(system.points)
+def _events(points: Tensor, goals: Tensor, walls: Tensor) -> Tensor:
+    """Times at which walls that rise towards their goals meet the points, of all coordinates.
 
-
-def _crossings(points: list[float], goal: float, wall: float) -> list[float]:
-    """Times at which a wall that rises towards `goal` meets the points, (N/k) ln((y − w)/(y − w')) after each other."""
-    time, times = 0.0, []
-    for cut in range(sum(point <= wall for point in points), len(points)):
-        time += len(points) / cut * math.log((goal - wall) / (goal - points[cut]))
-        wall = points[cut]
-        times.append(time)
-    return times
+    (N/k) ln((y − w)/(y − w′)) from one to the next with k points behind the wall w.
+    """
+    times = []
+    for order, goal, wall in zip(points.sort(dim=0).values.mT.tolist(), goals.tolist(), walls.tolist(), strict=True):
+        time, cut = 0.0, sum(point <= wall for point in order)
+        for k in range(cut, len(order)):
+            time += len(order) / k * math.log((goal - wall) / (goal - order[k]))
+            wall = order[k]
+            times.append(time)
+    return torch.tensor(times, dtype=torch.float64).sort().values
