@@ -62,7 +62,7 @@ def test_three_cycles_come_in_a_fold_at_one_plus_root_eight():
     before, after = of_logistic(1 + math.sqrt(8) - 1e-3, 3), of_logistic(1 + math.sqrt(8) + 1e-3, 3)
     assert len(before.states) == 0
     assert {*before.status} == {CycleStatus.SHORTER, CycleStatus.SLOW}
-    assert after.kinds == ("stable", "saddle-1")
+    assert after.kinds == ("stable", "repeller")
     near = of_logistic(1 + math.sqrt(8) + 1e-6, 3).multipliers[:, 0].real
     assert float(near[0]) < 1 < float(near[1])
     assert float(near.sum()) == pytest.approx(2, abs=1e-3)  # 1 ∓ √ on both sides of a fold

@@ -75,7 +75,7 @@ def test_three_roots_of_a_tanh_unit(x):
     np.testing.assert_allclose(
         points.multipliers[order, 0].real, [2 * (1 - h**2) for h in expected], rtol=0, atol=1e-13
     )
-    assert points.kinds == ("stable", "stable", "saddle-1")
+    assert points.kinds == ("stable", "stable", "repeller")
     assert points.unstable.tolist() == [0, 0, 1]
     assert (points.index_sum, points.index_verdict) == (1, IndexVerdict.CONSISTENT)
     assert points.status == (Status.ROOT,) * 30
@@ -147,8 +147,10 @@ def test_time_scales_and_frequencies():
     points = find_fixed_points(lambda h, x: h @ turn.mT + 0 * x.sum(), torch.zeros(2), randn(2, 2, seed=0), dt=0.1)
     close(points.timescales, torch.full((1, 2), -0.1 / math.log(radius), dtype=torch.float64))
     np.testing.assert_allclose(points.frequencies[0].abs(), angle / (0.2 * math.pi), rtol=1e-6)
+    assert (points.kinds, points.spiral.tolist()) == (("stable",), [True])
     double = find_fixed_points(lambda h, x: 2 * h + x, torch.ones(1), randn(2, 1, seed=0))
     np.testing.assert_allclose(double.timescales, -1 / math.log(2), rtol=1e-14)
+    assert (double.kinds, double.spiral.tolist()) == (("repeller",), [False])
 
 
 @pytest.mark.parametrize("name", MODELS)

@@ -34,6 +34,7 @@ def test_all_points_of_a_trained_network(points: FixedPoints) -> None:
     assert len(points.states) == 27
     assert (points.index_sum, points.index_verdict) == (1, IndexVerdict.CONSISTENT)
     assert points.unstable.bincount().tolist() == [8, 12, 6, 1]  # corners, edges, faces and the middle of a cube
+    assert "repeller" not in points.kinds  # three of 32 directions grow in the middle
     assert points.stopped is Stop.COMPLETE
     assert set(points.status) == {Status.ROOT}
     assert bool(points.certified.all())

@@ -26,6 +26,7 @@ def test_the_three_zeros_of_lorenz():
     assert points.flow
     assert (points.index_sum, points.index_verdict) == (1, IndexVerdict.CONSISTENT)  # inwards on a large ellipsoid
     assert points.kinds == ("saddle-1", "saddle-2", "saddle-2")
+    assert points.spiral.tolist() == [False, True, True]
     origin = points.multipliers[0].real
     root = math.sqrt(1201)  # λ² + 11 λ − 270 = 0
     close(origin, torch.tensor([(root - 11) / 2, -8 / 3, -(root + 11) / 2], dtype=torch.float64))
@@ -43,7 +44,8 @@ def test_hopf_point_turns_at_its_frequency():
     assert len(points.states) == points.index_sum == 1
     close(points.frequencies[0].abs(), torch.full((2,), 3 / (2 * math.pi), dtype=torch.float64))
     close(points.timescales[0], torch.full((2,), -10.0, dtype=torch.float64))
-    assert points.kinds == ("saddle-2",)
+    assert points.kinds == ("repeller",)
+    assert points.spiral.tolist() == [True]
     close(points.multipliers[0].real, torch.full((2,), 0.1, dtype=torch.float64))
 
 

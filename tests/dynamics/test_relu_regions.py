@@ -102,7 +102,8 @@ def test_competition_without_edges(size):
     support = points.active.sum(1).double()
     close(points.states.sum(1), support / (1.5 * support - 0.5))
     for k in range(2, size + 1):  # multipliers −1.5 (k − 1), and 1.5 for k − 1 times
-        assert points.kinds.count(f"saddle-{k}") == math.comb(size, k)
+        kind = "repeller" if k == size else f"saddle-{k}"
+        assert points.kinds.count(kind) == math.comb(size, k)
     assert points.kinds.count("stable") == size
     assert (points.index_sum, points.index_verdict) == (1, IndexVerdict.CONSISTENT)  # the box [0, 1]ⁿ is kept
     iterated = find_region_points(competition(torch.zeros(size, size, dtype=torch.bool)), method="iterate")
@@ -207,7 +208,7 @@ def test_tent_map():
     np.testing.assert_allclose(states, [0.5, 3.5 / 3], atol=1e-15)  # 2h − 0.5 = h, and 3.5 − 2h = h
     np.testing.assert_allclose(points.multipliers[order, 0].real, [2, -2], atol=1e-15)
     np.testing.assert_allclose(points.border[order], [0.5, 0.5 / 3], atol=1e-15)
-    assert (points.index_sum, points.kinds) == (0, ("saddle-1", "saddle-1"))
+    assert (points.index_sum, points.kinds) == (0, ("repeller", "repeller"))
     assert len(find_region_points(tent(2.0, -0.5)).states) == 0
     two = find_cycles(tent(2.0, 0.5), torch.zeros(1), torch.tensor([[0.6], [0.9]]), 2)
     np.testing.assert_allclose(two.states[0, :, 0], [0.9, 1.3], atol=1e-14)

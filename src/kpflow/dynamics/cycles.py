@@ -17,6 +17,7 @@ from .deadlines import TIME_LIMIT, deadline_in
 from .maps import StaticMap, exact_derivatives, static_map
 from .monodromy import cyclic_matrix, monodromy
 from .periods import check_arguments, orbits
+from .points import classes
 from .searches import Searched, search
 
 __all__ = ["CycleStatus", "Cycles", "find_cycles"]
@@ -96,12 +97,8 @@ class Cycles:
 
     @property
     def kinds(self) -> tuple[str, ...]:
-        """For each cycle "marginal", "stable", or "saddle-j" with j unstable directions, be they all or some."""
-        near = ((self.multipliers.abs() - 1).abs() < self.marginal).any(dim=1).tolist()
-        return tuple(
-            "marginal" if close else f"saddle-{count}" if count else "stable"
-            for close, count in zip(near, self.unstable.tolist(), strict=True)
-        )
+        """For each cycle "marginal", "stable", "saddle-j" with j unstable directions, or "repeller" where all are."""
+        return classes(self.multipliers.abs() - 1, self.marginal)
 
     def __repr__(self) -> str:
         kinds = ", ".join(f"{count} {kind}" for kind, count in collections.Counter(self.kinds).items())

@@ -91,7 +91,7 @@ def find_fixed_points(
         >>> points = find_fixed_points(lambda h, x: torch.tanh(2 * h + x), torch.zeros(1), torch.randn(
         ...     20, 1, generator=torch.Generator().manual_seed(0)), bounded=True)
         >>> points.kinds, points.index_sum
-        (('stable', 'stable', 'saddle-1'), 1)
+        (('stable', 'stable', 'repeller'), 1)
         >>> float(points.states.max())
         0.95750402...
     """

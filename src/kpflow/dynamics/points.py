@@ -10,7 +10,7 @@ import torch
 from jaxtyping import Bool, Complex, Float, Int
 from torch import Tensor
 
-__all__ = ["FixedPoints", "IndexVerdict", "SlowPoints", "Spectrum", "Status", "Stop", "spectrum"]
+__all__ = ["FixedPoints", "IndexVerdict", "SlowPoints", "Spectrum", "Status", "Stop", "classes", "spectrum"]
 
 SINGULAR = 1e-6
 """Smallest singular value of I − J, relative to 1 + ‖J‖, below which a point may be one of a continuum."""
@@ -79,6 +79,15 @@ def spectrum(jacobians: Float[Tensor, "k H H"], *, flow: bool = False) -> Spectr
     condition = singular[:, 0] / singular[:, -1]
     left = torch.linalg.pinv(right, rcond=0.0).mT  # the inverse, and finite where J is not diagonalisable
     return Spectrum(values, right, left, condition)
+
+
+def classes(growth: Float[Tensor, "k H"], marginal: float) -> tuple[str, ...]:
+    """What points are whose directions grow so, by |μ| − 1 or the real part of an eigenvalue."""
+    near, counts = (growth.abs() < marginal).any(dim=1).tolist(), (growth > 0).sum(dim=1).tolist()
+    names = {0: "stable", growth.shape[1]: "repeller"}
+    return tuple(
+        "marginal" if close else names.get(count, f"saddle-{count}") for close, count in zip(near, counts, strict=True)
+    )
 
 
 @final
@@ -186,13 +195,16 @@ class FixedPoints:
 
     @property
     def kinds(self) -> tuple[str, ...]:
-        """For each point "marginal", "stable", or "saddle-j" with j unstable directions, be they all or some."""
-        near = (self._growth.abs() < self.marginal).any(dim=1).tolist()
-        counts = self.unstable.tolist()
-        return tuple(
-            "marginal" if close else f"saddle-{count}" if count else "stable"
-            for close, count in zip(near, counts, strict=True)
-        )
+        """For each point "marginal", "stable", "saddle-j" with j unstable directions, or "repeller" where all are."""
+        return classes(self._growth, self.marginal)
+
+    @property
+    def spiral(self) -> Bool[Tensor, "k"]:
+        """Whether the leading multiplier is one of a complex pair, so that states turn as they come, or go, slowest.
+
+        A focus then, if the point is stable or a repeller, and a node if not.
+        """
+        return self.multipliers[:, 0].imag != 0
 
     def distance(self, states: Tensor) -> Float[Tensor, "k"]:
         """How far each point is from the nearest of other states `[*, H]`, such as those of trajectories.

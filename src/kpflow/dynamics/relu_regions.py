@@ -21,7 +21,7 @@ from kpflow._checks import (
 from .deadlines import TIME_LIMIT, Deadline, deadline_in
 from .merging import index
 from .piecewise import PiecewiseLinear, piecewise_linear
-from .points import IndexVerdict, spectrum
+from .points import IndexVerdict, classes, spectrum
 from .regions import Continuum, Solved, continuum, distinct, parts, slacks, solve_regions
 
 __all__ = ["RegionPoints", "find_region_points"]
@@ -86,13 +86,9 @@ class RegionPoints:
 
     @property
     def kinds(self) -> tuple[str, ...]:
-        """For each point "border", "marginal", "stable", or "saddle-j" with j unstable directions."""
-        near = ((self.multipliers.abs() - 1).abs() < self.marginal).any(dim=1).tolist()
-        rows = zip((self.border == 0).tolist(), near, self.unstable.tolist(), strict=True)
-        return tuple(
-            "border" if on else "marginal" if close else f"saddle-{count}" if count else "stable"
-            for on, close, count in rows
-        )
+        """For each point "border", or else its class as of `FixedPoints.kinds`."""
+        inside = classes(self.multipliers.abs() - 1, self.marginal)
+        return tuple("border" if on else kind for on, kind in zip((self.border == 0).tolist(), inside, strict=True))
 
     def __repr__(self) -> str:
         kinds = ", ".join(f"{count} {kind}" for kind, count in collections.Counter(self.kinds).items())
@@ -154,7 +150,7 @@ def find_region_points(
         >>> net = PiecewiseLinear.inside(torch.zeros(1, 1), torch.full((1, 1), -2.0), torch.ones(1))
         >>> points = find_region_points(net)
         >>> points
-        RegionPoints(1 points: 1 saddle-1; 0 continuous sets; index sum 1, not applicable; all 2 regions)
+        RegionPoints(1 points: 1 repeller; 0 continuous sets; index sum 1, not applicable; all 2 regions)
         >>> round(float(points.states[0, 0]), 12), round(float(points.border[0]), 12)
         (0.333333333333, 0.333333333333)
     """
