@@ -1,17 +1,19 @@
 """Modular addition: training data are known at once, the rule long after, and only under weight decay."""
 
+import math
 from typing import NamedTuple, final
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from .entry import Check, Entry, Panel, curve, identity, monte_carlo, points
-from .students import kinship, output_ntk
+from .students import kinship
+from .sums import commutator, pairs, square, sums
 
 __all__ = ["Grokking"]
 
 PRIME, WIDTH, INIT, RATE = 23, 256, 0.3, 1e-2
-EVERY, SEEN = 20, 400
+EVERY = 20
 
 
 @final
@@ -20,7 +22,7 @@ class System(NamedTuple):
 
     inputs: Tensor  # [529, 46]
     sums: Tensor  # [529]
-    weights: tuple[Tensor, Tensor]  # [46, 256], [256, 23]
+    weights: tuple[Tensor, Tensor]  # U [46, 256], V [256, 23]
     decay: float
     steps: dict[float, int]  # for each share
 
@@ -32,7 +34,7 @@ class Course(NamedTuple):
     train: Tensor  # accuracy after every 20 steps
     test: Tensor
     power: float  # share of the dominant frequencies in the power of the first layer, in the end
-    kinships: Tensor  # correlation of the NTK of pairs with having the same sum, every 400 steps, from the start on
+    kinships: Tensor  # correlation of the NTK of pairs with having the same sum: at the start, half-way, in the end
 
 
 @final
@@ -67,100 +69,75 @@ class Grokking(Entry[System, Observed, Predicted]):
         "While the rule is found the NTK between pairs comes to be large where they have the same sum, which no single "
         "feature of theirs shows, and learning of one answer then helps the other; without decay it does so less."
     )
-    omits = "When the rule is found, as a formula; the NTK and shifts; Muon, deep networks, other groups."
+    omits = "When the rule is found, as a formula; Muon, deep networks, other groups."
 
     def make(self, seed: int = 0, *, short: bool = False, broken: bool = False) -> System:
         generator = torch.Generator().manual_seed(seed)
-        pairs = torch.cartesian_prod(torch.arange(PRIME), torch.arange(PRIME))
-        order = torch.randperm(len(pairs), generator=generator)
-        inputs = torch.cat([torch.eye(PRIME)[pairs[:, 0]], torch.eye(PRIME)[pairs[:, 1]]], dim=1)
+        order = torch.randperm(PRIME**2, generator=generator)
         weights = (
             INIT * torch.randn(2 * PRIME, WIDTH, generator=generator),
             INIT / WIDTH**0.5 * torch.randn(WIDTH, PRIME, generator=generator),
         )
-        steps = {0.7: 900} if short else {0.6: 2000, 0.7: 2000}
-        sums = pairs.sum(dim=1) % PRIME
-        return System(inputs[order], sums[order], weights, 0.0 if broken else 0.1, steps)
+        steps = {0.7: 900} if short else {0.6: 2000, 0.7: 1200}
+        return System(pairs(PRIME).float()[order], sums(PRIME)[order], weights, 0.0 if broken else 0.1, steps)
 
     def run(self, system: System) -> Observed:
         decayed = {share: _train(system, share, system.decay, count) for share, count in system.steps.items()}
-        least = min(system.steps)
-        return Observed(decayed, _train(system, least, 0.0, system.steps[least] // 2), _commutator(*_pure()))
+        plain = _train(system, 0.7, 0.0, system.steps[0.7] // 2)
+        # all phases of one frequency: the shift of a permutes the units
+        angle = 2 * torch.pi * torch.arange(PRIME, dtype=torch.float64) / PRIME
+        one, two = torch.cartesian_prod(angle, angle).unbind(dim=1)
+        turns = 3 * angle[:, None]
+        pure = {"U": torch.cat([torch.cos(turns + one), torch.cos(turns + two)]), "V": torch.cos(turns + one + two).mT}
+        return Observed(decayed, plain, commutator(pure, pairs(PRIME)[::PRIME][None]))
 
     def predict(self, system: System) -> Predicted:
         return Predicted(40.0, {share: {0.6: 1490.0, 0.7: 770.0}[share] for share in system.steps})
 
     def check(self, system: System, observed: Observed, predicted: Predicted) -> list[Check]:
-        rows = [identity.close("NTK of one frequency, all phases: SΘSᵀ − Θ over Θ", 0.0, observed.pure, 1e-12)]
+        rows = [identity.close("NTK of one frequency commutes with the shift", 0.0, observed.pure, 1e-12)]
         for share, course in observed.decayed.items():
-            some = f"{share:.0%} of the data"
+            some, when = f"{share:.0%} of the data", predicted.grokked[share]
+            found = _reached(course.test, 0.95)
             rows += [
                 monte_carlo.at_most(f"{some}: training accuracy is 99 % by step", 60.0, _reached(course.train, 0.99)),
                 # 740 to 920 and 1420 to 1560 over five seeds and two
-                monte_carlo.close(
-                    f"{some}: test accuracy is 95 % by step",
-                    predicted.grokked[share],
-                    _reached(course.test, 0.95),
-                    0.25,
-                    relative=True,
-                ),
+                monte_carlo.close(f"{some}: test accuracy is 95 % by step", when, found, 0.25, relative=True),
                 monte_carlo.at_least(f"{some}: power in dominant frequencies", 0.55, course.power),
             ]
-        course = observed.decayed[max(system.steps)]
+        kinships, plain = observed.decayed[0.7].kinships, observed.plain
         return [
             *rows,
-            monte_carlo.at_most("without decay: test accuracy", 0.3, observed.plain.test[-1]),
-            monte_carlo.at_most("without decay: power in dominant frequencies", 0.5, observed.plain.power),
+            monte_carlo.at_most("without decay: test accuracy", 0.3, plain.test[-1]),
+            monte_carlo.at_most("without decay: power in dominant frequencies", 0.5, plain.power),
             # with decay .51 to .61, without .09 to .37
-            monte_carlo.at_least("NTK and equal sums, with decay: correlation", 0.4, course.kinships[-1]),
-            monte_carlo.at_least(
-                "the same, more than without decay by", 0.05, course.kinships[-1] - observed.plain.kinships[-1]
-            ),
-            monte_carlo.at_most("the same before training", 0.2, course.kinships[0].abs()),
+            monte_carlo.at_least("NTK and equal sums, with decay: correlation", 0.4, kinships[-1]),
+            monte_carlo.at_least("the same, more than without decay by", 0.05, kinships[-1] - plain.kinships[-1]),
+            monte_carlo.at_most("the same before training", 0.2, kinships[0].abs()),
         ]
 
     def panels(self, system: System, observed: Observed, predicted: Predicted) -> tuple[Panel, Panel]:
-        share = max(system.steps)
-        course = observed.decayed[share]
-        steps = EVERY * torch.arange(1, len(course.test) + 1)
-        grokked = predicted.grokked[share]
-        without = steps[: len(observed.plain.test)]
+        course, plain, count = observed.decayed[0.7], observed.plain, system.steps[0.7]
+        steps = range(EVERY, count + 1, EVERY)
         return (
             Panel.of(
-                f"Accuracy, {share:.0%} of the data",
+                "Accuracy, 70 % of the data",
                 "step",
                 "accuracy",
                 curve("known by then", [predicted.learned] * 2, [0.0, 1.0]),
                 points("training", steps, course.train),
-                curve("found by then", [grokked] * 2, [0.0, 1.0], group=1),
+                curve("found by then", [predicted.grokked[0.7]] * 2, [0.0, 1.0], group=1),
                 points("test", steps, course.test, group=1),
-                points("test, without decay", without, observed.plain.test, group=2),
+                points("test, without decay", steps[: len(plain.test)], plain.test, group=2),
             ),
             Panel.of(
                 "The NTK sees which pairs have the same sum",
                 "step",
                 "correlation",
-                *(
-                    points(label, SEEN * torch.arange(len(values)), values, group=group)
-                    for group, label, values in (
-                        (1, "with decay", course.kinships),
-                        (2, "without", observed.plain.kinships),
-                    )
-                ),
+                points("with decay", [0, count // 2, count], course.kinships, group=1),
+                points("without", [0, count // 4, count // 2], plain.kinships, group=2),
             ),
         )
-
-
-@final
-class Square(nn.Module):
-    """x ↦ (xW)² V."""
-
-    def __init__(self, first: Tensor, second: Tensor) -> None:
-        nn.Module.__init__(self)
-        self.first, self.second = nn.Parameter(first.double()), nn.Parameter(second.double())
-
-    def forward(self, inputs: Tensor) -> Tensor:
-        return (inputs @ self.first).square() @ self.second
 
 
 def _train(system: System, share: float, decay: float, count: int) -> Course:
@@ -175,15 +152,15 @@ def _train(system: System, share: float, decay: float, count: int) -> Course:
         hidden = seen.square()
         miss = (hidden @ weights[1] - wishes) / cut
         slopes = [inputs.mT @ (2 * seen * (miss @ weights[1].mT)), hidden.mT @ miss]
-        for weight, slope, mean, square in zip(weights, slopes, means, squares, strict=True):
+        for weight, slope, mean, second in zip(weights, slopes, means, squares, strict=True):
             mean.lerp_(slope, 0.1)
-            square.mul_(0.999).addcmul_(slope, slope, value=0.001)
-            size = (square / (1 - 0.999**step)).sqrt().add_(1e-8)
+            second.mul_(0.999).addcmul_(slope, slope, value=0.001)
+            size = (second / (1 - 0.999**step)).sqrt().add_(1e-8)
             weight.mul_(1 - RATE * decay).addcdiv_(mean, size, value=-RATE / (1 - 0.9**step))
         if step % EVERY == 0:
             right = ((system.inputs @ weights[0]).square() @ weights[1]).argmax(dim=1) == system.sums
             accuracy.append([float(part.float().mean()) for part in (right[:cut], right[cut:])])
-        if step % SEEN == 0:
+        if step in (count // 2, count):
             kinships.append(_kinship(*weights))
     train, test = torch.tensor(accuracy).unbind(dim=1)
     power = torch.fft.rfft(weights[0][:PRIME], dim=0).abs().square()[1:]
@@ -192,29 +169,12 @@ def _train(system: System, share: float, decay: float, count: int) -> Course:
 
 def _reached(accuracy: Tensor, level: float) -> float:
     """The first step with this accuracy; inf if there is none."""
-    return (
-        float(EVERY * (1 + int((accuracy >= level).nonzero()[0]))) if bool((accuracy >= level).any()) else float("inf")
-    )
+    return next((EVERY * float(k) for k, value in enumerate(accuracy, 1) if value >= level), math.inf)
 
 
-def _pure() -> tuple[Tensor, Tensor]:
-    """A network of all pairs of phases at frequency 3: the shift of a permutes its units."""
-    angle = 2 * torch.pi * torch.arange(PRIME, dtype=torch.float64) / PRIME
-    one, two = torch.cartesian_prod(angle, angle).unbind(dim=1)
-    turns = 3 * angle[:, None]
-    return torch.cat([torch.cos(turns + one), torch.cos(turns + two)]), torch.cos(turns + one + two).mT
-
-
-def _commutator(first: Tensor, second: Tensor) -> float:
-    """‖SΘSᵀ − Θ‖/‖Θ‖ of the NTK at all (a, 0), S the shift of a and of the answer."""
-    inputs = torch.cat([torch.eye(PRIME), torch.eye(PRIME)[:1].expand(PRIME, -1)], dim=1).double()
-    kernel = output_ntk(Square(first, second), inputs).view((PRIME,) * 4)
-    return float(torch.dist(kernel.roll((1, 1, 1, 1), dims=(0, 1, 2, 3)), kernel) / torch.linalg.vector_norm(kernel))
-
-
-def _kinship(first: Tensor, second: Tensor) -> float:
-    """Correlation of the NTK, traced over outputs, of 12 pairs (a, 0) and 12 pairs (a − 5, 5) with equality of sums."""
-    one, some = torch.eye(PRIME), torch.arange(12)
-    other = torch.cat([one[(some - 5) % PRIME], one[5].expand(12, -1)], dim=1)
-    pairs = torch.cat([one[some], one[0].expand(12, -1)], dim=1)
-    return kinship(Square(first, second), pairs.double(), other.double())
+def _kinship(U: Tensor, V: Tensor) -> float:
+    """Correlation of the NTK, traced over six outputs, of pairs (a, 0) and (a − 5, 5) with equality of sums."""
+    table = pairs(PRIME).view(PRIME, PRIME, -1)
+    places = torch.arange(12)
+    parameters = {"U": U.double(), "V": V[:, :6].double()}
+    return kinship(square, table[places, 0], table[places - 5, 5], parameters)

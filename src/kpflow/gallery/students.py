@@ -17,6 +17,7 @@ __all__ = [
     "output_jacobian",
     "output_ntk",
     "scalar_propagator",
+    "traced_ntk",
 ]
 
 
@@ -89,9 +90,8 @@ def map_jacobian(
     """
     theta = {name: value.detach().clone().requires_grad_() for name, value in parameters.items()}
     start = torch.zeros_like(function(inputs, theta).detach())
-    return to_dense(
-        ImmediateJacobian(linearise(lambda _, x, p: function(x, p), inputs[:, None], initial=start, parameters=theta))
-    )
+    lin = linearise(lambda _, x, p: function(x, p), inputs[:, None], initial=start, parameters=theta)
+    return to_dense(ImmediateJacobian(lin).T).mT  # by its rows, which are fewer than θ in most networks
 
 
 def linear_ntk(weights: Sequence[Tensor], inputs: Tensor, metric: Tensor | None = None) -> Tensor:
@@ -138,25 +138,53 @@ def scalar_propagator(factor: float, steps: int) -> Tensor:
     return to_dense(Propagator(linearise(cell, torch.zeros(1, steps, 1, dtype=torch.float64))))
 
 
-def kinship(model: nn.Module, ones: Tensor, others: Tensor) -> float:
+def traced_ntk(
+    function: Callable[[Tensor, Mapping[str, Tensor]], Tensor], inputs: Tensor, parameters: Mapping[str, Tensor]
+) -> Tensor:
+    """J Jᵀ of y = f(x, θ), traced over outputs.
+
+    Args:
+        function: From inputs `[N, in]` and parameters to outputs `[N, out]`.
+        inputs: Shape `[N, in]`.
+        parameters: θ by name.
+
+    Returns:
+        Shape `[N, N]`.
+
+    Example:
+        >>> weights = {"W": torch.ones(2, 3, dtype=torch.float64)}
+        >>> traced_ntk(lambda x, p: x @ p["W"].mT, torch.eye(3, dtype=torch.float64), weights)
+        tensor([[2., 0., 0.],
+                [0., 2., 0.],
+                [0., 0., 2.]], dtype=torch.float64)
+    """
+    J = map_jacobian(function, inputs, parameters).reshape(len(inputs), -1)
+    return J @ J.mT
+
+
+def kinship(
+    function: Callable[[Tensor, Mapping[str, Tensor]], Tensor],
+    ones: Tensor,
+    others: Tensor,
+    parameters: Mapping[str, Tensor],
+) -> float:
     """Correlation of the NTK, traced over outputs, of two lists of inputs with being at the same place in both.
 
     Rows and columns are centred first, so that 0 is no kinship and 1 a kernel that sees nothing else.
 
     Args:
-        model: From inputs to outputs.
+        function: From inputs and parameters to outputs.
         ones: Shape `[n, in]`.
         others: Shape `[n, in]`.
+        parameters: θ by name.
 
     Example:
-        >>> inputs = torch.eye(3, dtype=torch.float64)
-        >>> round(kinship(linear_network([torch.ones(1, 3).double()]), inputs, 2 * inputs), 12)
+        >>> inputs, weights = torch.eye(3, dtype=torch.float64), {"W": torch.ones(1, 3, dtype=torch.float64)}
+        >>> round(kinship(lambda x, p: x @ p["W"].mT, inputs, 2 * inputs, weights), 12)
         1.0
     """
     count = len(ones)
-    kernel = output_ntk(model, torch.cat([ones, others])).double()
-    outputs = len(kernel) // (2 * count)
-    kernel = kernel.view(2, count, outputs, 2, count, outputs)[0, :, :, 1].diagonal(dim1=1, dim2=3).sum(dim=-1)
+    kernel = traced_ntk(function, torch.cat([ones, others]), parameters)[:count, count:].double()
     same = torch.eye(count, dtype=torch.float64)
     kernel, same = (part - part.mean(dim=0) - part.mean(dim=1, keepdim=True) + part.mean() for part in (kernel, same))
     return float((kernel * same).sum() / torch.linalg.vector_norm(kernel) / torch.linalg.vector_norm(same))
