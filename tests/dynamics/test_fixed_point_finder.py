@@ -61,8 +61,8 @@ def test_round_trip():
     k = len(points.states)
     assert k >= 10
     arrays = to_fixed_point_finder(points, x, step=cell, seeds=seeds)
-    assert set(arrays) == set(inspect.signature(of_fixed_point_finder).parameters)
-    for data in (arrays, of_fixed_point_finder(**arrays)):
+    assert set(vars(arrays)) == set(inspect.signature(of_fixed_point_finder).parameters)
+    for data in (arrays, of_fixed_point_finder(**vars(arrays))):
         back = from_fixed_point_finder(data, cell)
         assert bool(back.root.all())
         assert not back.slow.any()
@@ -81,42 +81,44 @@ def test_arrays():
     cell, x, seeds = many()
     points = find_fixed_points(cell, x, seeds, rounds=1)
     arrays, k = to_fixed_point_finder(points, x, step=cell, seeds=seeds), len(points.states)
-    np.testing.assert_allclose(arrays["F_xstar"], arrays["xstar"], atol=1e-11)
-    np.testing.assert_array_equal(arrays["inputs"], np.tile(x.numpy(), (k, 1)))
-    np.testing.assert_allclose(arrays["qstar"], ((arrays["F_xstar"] - arrays["xstar"]) ** 2).sum(1) / 2, atol=1e-28)
-    values, vectors = arrays["eigval_J_xstar"], arrays["eigvec_J_xstar"]
-    np.testing.assert_allclose(arrays["J_xstar"] @ vectors, vectors * values[:, None], atol=1e-12)
+    np.testing.assert_allclose(arrays.F_xstar, arrays.xstar, atol=1e-11)
+    np.testing.assert_array_equal(arrays.inputs, np.tile(x.numpy(), (k, 1)))
+    np.testing.assert_allclose(arrays.qstar, ((arrays.F_xstar - arrays.xstar) ** 2).sum(1) / 2, atol=1e-28)
+    values, vectors = arrays.eigval_J_xstar, arrays.eigvec_J_xstar
+    np.testing.assert_allclose(arrays.J_xstar @ vectors, vectors * values[:, None], atol=1e-12)
     assert (np.diff(np.abs(values), axis=1) <= 1e-15).all()
-    np.testing.assert_array_equal(arrays["is_stable"], np.abs(values[:, 0]) < 1)
-    assert arrays["is_stable"].dtype == bool
-    assert arrays["cond_id"].tolist() == [0] * k
-    assert np.isnan(arrays["dq"]).all()
-    assert np.isnan(arrays["n_iters"]).all()
-    for i, start in enumerate(arrays["x_init"]):
+    np.testing.assert_array_equal(arrays.is_stable, np.abs(values[:, 0]) < 1)
+    assert arrays.is_stable.dtype == bool
+    assert arrays.cond_id.tolist() == [0] * k
+    assert repr(arrays) == f"FinderPoints({k} points, {arrays.is_stable.sum()} stable)"
+    assert arrays.n == k
+    assert np.isnan(arrays.dq).all()
+    assert np.isnan(arrays.n_iters).all()
+    for i, start in enumerate(arrays.x_init):
         came = [j for j, row in enumerate(points.point.tolist()) if row == i and points.status[j] == "root"]
         np.testing.assert_array_equal(start, seeds[came[0]].numpy() if came else np.full(4, np.nan))
 
 
 def test_what_is_not_known_is_nan():
     arrays = to_fixed_point_finder(find_fixed_points(unit, NONE, SEEDS), NONE)
-    assert np.isnan(arrays["F_xstar"]).all()
-    assert np.isnan(arrays["x_init"]).all()
-    assert arrays["F_xstar"] is not arrays["x_init"]
-    assert arrays["xstar"].dtype == np.float64
+    assert np.isnan(arrays.F_xstar).all()
+    assert np.isnan(arrays.x_init).all()
+    assert arrays.F_xstar is not arrays.x_init
+    assert arrays.xstar.dtype == np.float64
 
 
 def test_no_points_make_empty_arrays():
     points = find_fixed_points(lambda h, x: h + 1 + x, NONE, SEEDS)
     arrays = to_fixed_point_finder(points, NONE, step=lambda h, x: h + 1 + x, seeds=SEEDS)
-    assert {len(value) for value in arrays.values()} == {0}
-    assert arrays["J_xstar"].shape == (0, 1, 1)
+    assert {len(value) for value in vars(arrays).values()} == {0}
+    assert arrays.J_xstar.shape == (0, 1, 1)
 
 
 def test_a_seed_that_came_to_a_slow_point_is_no_start():
     x = torch.tensor([0.6])  # beyond the fold: one root, one ghost
     points = find_fixed_points(unit, x, SEEDS)
     assert "slow" in points.status
-    start = to_fixed_point_finder(points, x, seeds=SEEDS)["x_init"]
+    start = to_fixed_point_finder(points, x, seeds=SEEDS).x_init
     assert points.status[int((SEEDS[:, 0] == float(start[0, 0])).nonzero()[0])] == "root"
 
 
@@ -159,7 +161,7 @@ def test_points_at_another_input_are_left_out():
 
 def test_wrong_jacobians_are_seen():
     arrays = to_fixed_point_finder(find_fixed_points(unit, NONE, SEEDS), NONE)
-    arrays["J_xstar"][1] += 0.25
+    arrays.J_xstar[1] += 0.25
     imported = from_fixed_point_finder(arrays, unit)
     np.testing.assert_allclose(imported.jacobian_error, [0, 0.25, 0], atol=1e-12)
 

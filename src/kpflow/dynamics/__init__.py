@@ -8,7 +8,7 @@ from .critical_points import CriticalPoint, Unfolding, critical
 from .cycles import Cycles, CycleStatus, find_cycles
 from .diagrams import Diagram, bifurcation_diagram, switch_branch
 from .finite_time import FiniteTimeExponents, finite_time_exponents
-from .fixed_point_finder import ImportedPoints, from_fixed_point_finder, to_fixed_point_finder
+from .fixed_point_finder import FinderPoints, ImportedPoints, from_fixed_point_finder, to_fixed_point_finder
 from .fixed_points import find_fixed_points
 from .forms import NormalForm
 from .graphs import BifurcationGraph, Move, Reachable, bifurcation_graph
@@ -37,6 +37,7 @@ __all__ = [
     "Diagram",
     "Ending",
     "Event",
+    "FinderPoints",
     "FiniteTimeExponents",
     "FixedPoints",
     "GreensDecay",

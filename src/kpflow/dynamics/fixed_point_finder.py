@@ -6,7 +6,7 @@ from typing import Any, final
 
 import numpy as np
 import torch
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Bool, Complex, Float, Int
 from torch import Tensor
 
 from kpflow._checks import check_finite, check_positive, check_tensor
@@ -15,7 +15,7 @@ from .fixed_points import find_fixed_points
 from .maps import exact_derivatives, static_map
 from .points import FixedPoints
 
-__all__ = ["ImportedPoints", "from_fixed_point_finder", "to_fixed_point_finder"]
+__all__ = ["FinderPoints", "ImportedPoints", "from_fixed_point_finder", "to_fixed_point_finder"]
 
 SAME_INPUT = 1e-6
 """Relative difference up to which an input, which may have been kept in float32, is the one asked for."""
@@ -59,19 +59,62 @@ class ImportedPoints:
         )
 
 
+@final
+@dataclasses.dataclass(frozen=True, eq=False)
+class FinderPoints:
+    """Fixed points under the names of fixed-point-finder, NumPy arrays with a row for each point.
+
+    What reads the object of that name there, `points.xstar` or `points.is_stable`, reads this one.
+
+    Args:
+        xstar: The points, shape `[k, H]`.
+        x_init: The seeds that came to them, shape `[k, H]`.
+        inputs: The static input, shape `[k, I]`.
+        F_xstar: F(x*), shape `[k, H]`.
+        qstar: q = ½‖F(x*) − x*‖², shape `[k]`.
+        dq: Last change of q, NaN, shape `[k]`.
+        n_iters: Number of iterations, NaN, shape `[k]`.
+        J_xstar: ∂F/∂x at x*, shape `[k, H, H]`.
+        eigval_J_xstar: Its eigenvalues by falling modulus, complex, shape `[k, H]`.
+        eigvec_J_xstar: Its right eigenvectors, in columns, complex, shape `[k, H, H]`.
+        is_stable: Whether all eigenvalues are inside the unit circle, shape `[k]`.
+        cond_id: The number of the condition, 0, shape `[k]`.
+    """
+
+    xstar: Float[np.ndarray, "k H"]
+    x_init: Float[np.ndarray, "k H"]
+    inputs: Float[np.ndarray, "k I"]
+    F_xstar: Float[np.ndarray, "k H"]
+    qstar: Float[np.ndarray, "k"]
+    dq: Float[np.ndarray, "k"]
+    n_iters: Float[np.ndarray, "k"]
+    J_xstar: Float[np.ndarray, "k H H"]
+    eigval_J_xstar: Complex[np.ndarray, "k H"]
+    eigvec_J_xstar: Complex[np.ndarray, "k H H"]
+    is_stable: Bool[np.ndarray, "k"]
+    cond_id: Int[np.ndarray, "k"]
+
+    @property
+    def n(self) -> int:
+        """Number of points."""
+        return len(self.xstar)
+
+    def __repr__(self) -> str:
+        return f"FinderPoints({self.n} points, {int(self.is_stable.sum())} stable)"
+
+
 def to_fixed_point_finder(
     points: FixedPoints,
     inputs: Tensor,
     *,
     step: Callable[..., Any] | None = None,
     seeds: Tensor | None = None,
-) -> dict[str, np.ndarray]:
-    """The arrays of a `FixedPoints` object of fixed-point-finder: `FixedPoints(**arrays)` makes one.
+) -> FinderPoints:
+    """The fixed points under the names of fixed-point-finder; `FixedPoints(**vars(result))` makes its own object.
 
-    The names are xstar, x_init, inputs, F_xstar, qstar, dq, n_iters, J_xstar, eigval_J_xstar, eigvec_J_xstar,
-    is_stable and cond_id, a row for each fixed point; slow points are left out. What is not known is NaN, as there: dq,
-    n_iters, F_xstar without `step`, x_init without `seeds`. cond_id is 0, as all points belong to one input. Numbers
-    are float64 and complex128.
+    A row for each fixed point; slow points are left out. What is not known is NaN, as there: dq, n_iters, F_xstar
+    without `step`, x_init without `seeds`. cond_id is 0, as all points belong to one input. Numbers are float64 and
+    complex128. Its dFdu, which only some versions take, is `points.input_jacobians`.
 
     Args:
         points: From `find_fixed_points`.
@@ -91,9 +134,9 @@ def to_fixed_point_finder(
     Example:
         >>> seeds = torch.linspace(-1, 1, 9)[:, None]
         >>> points = find_fixed_points(lambda h, x: torch.tanh(2 * h + x), torch.zeros(1), seeds)
-        >>> arrays = to_fixed_point_finder(points, torch.zeros(1), seeds=seeds)
-        >>> arrays["xstar"].shape, arrays["is_stable"].tolist()
-        ((3, 1), [True, True, False])
+        >>> fps = to_fixed_point_finder(points, torch.zeros(1), seeds=seeds)
+        >>> fps.n, fps.xstar.shape, fps.is_stable.tolist()
+        (3, (3, 1), [True, True, False])
     """
     if not isinstance(points, FixedPoints):
         raise TypeError(f"`points` must be a FixedPoints of find_fixed_points; got {type(points).__name__}.")
@@ -104,20 +147,20 @@ def to_fixed_point_finder(
     _check_input(inputs)
     count, size = points.states.shape
     unknown = np.full((count, size), np.nan)
-    return {
-        "xstar": _array(points.states),
-        "x_init": unknown if seeds is None else _first_seeds(points, seeds),
-        "inputs": np.tile(_array(inputs.to(torch.float64)), (count, 1)),
-        "F_xstar": unknown.copy() if step is None else _moved(step, inputs, points.states),
-        "qstar": _array(points.residual.square() / 2),
-        "dq": np.full(count, np.nan),
-        "n_iters": np.full(count, np.nan),
-        "J_xstar": _array(points.jacobians),
-        "eigval_J_xstar": _array(points.multipliers),
-        "eigvec_J_xstar": _array(points.right),
-        "is_stable": _array(points.multipliers.abs().amax(dim=1) < 1) if count else np.zeros(0, dtype=bool),
-        "cond_id": np.zeros(count, dtype=np.int64),
-    }
+    return FinderPoints(
+        xstar=_array(points.states),
+        x_init=unknown if seeds is None else _first_seeds(points, seeds),
+        inputs=np.tile(_array(inputs.to(torch.float64)), (count, 1)),
+        F_xstar=unknown.copy() if step is None else _moved(step, inputs, points.states),
+        qstar=_array(points.residual.square() / 2),
+        dq=np.full(count, np.nan),
+        n_iters=np.full(count, np.nan),
+        J_xstar=_array(points.jacobians),
+        eigval_J_xstar=_array(points.multipliers),
+        eigvec_J_xstar=_array(points.right),
+        is_stable=_array(points.multipliers.abs().amax(dim=1) < 1) if count else np.zeros(0, dtype=bool),
+        cond_id=np.zeros(count, dtype=np.int64),
+    )
 
 
 def from_fixed_point_finder(
