@@ -10,9 +10,11 @@ from torch.func import grad, jacrev
 
 from kpflow.flow import finite_step_kernel, finite_step_rates, modified_gradient_flow
 
-from .entry import Check, Entry, Line, Panel, curve, formula, identity, points
+from .draws import normal
+from .entry import Check, Entry, Line, Panel, curve, formula, identity, pair
+from .exponents import exponent
 from .flows import rk4
-from .students import linear_network, output_ntk
+from .students import linear_ntk
 
 __all__ = ["Drift"]
 
@@ -74,9 +76,7 @@ class Drift(Entry[System, Observed, Predicted]):
 
     def make(self, seed: int = 0, *, short: bool = False, broken: bool = False) -> System:
         generator = torch.Generator().manual_seed(seed)
-        inputs, start, design = (
-            torch.randn(*shape, generator=generator, dtype=torch.float64) for shape in ((20,), (22,), (6, 4))
-        )
+        inputs, start, design = normal(generator, 20), normal(generator, 22), normal(generator, 6, 4)
         players = torch.tensor([0.6, -0.4], dtype=torch.float64)
         return System(inputs, (2 * inputs).sin(), start, players, design, 1.1 if broken else 1.0, 0.2 if short else 1.0)
 
@@ -86,25 +86,28 @@ class Drift(Entry[System, Observed, Predicted]):
             outputs = torch.tanh(system.inputs[:, None] * first + bias) @ second + last
             return 0.5 * (outputs - system.targets).square().mean()
 
+        def descended(step: float, count: int) -> Tensor:
+            theta = system.start
+            for _ in range(count):
+                theta = theta - system.rate * step * grad(loss)(theta)
+            return theta
+
         local, everywhere, games = [], [], []
         for step in STEPS:
-            flows = [modified_gradient_flow(loss, step, order) for order in (1, 2, 3)]
-            stepped = system.start - system.rate * step * grad(loss)(system.start)
-            local.append([_distance(flow, system.start, step, 4, stepped) for flow in flows])
-            count = round(system.time / step)
-            ended = system.start
-            for _ in range(count):
-                ended = ended - system.rate * step * grad(loss)(ended)
+            flows, count = [modified_gradient_flow(loss, step, order) for order in (1, 2, 3)], round(system.time / step)
+            once, ended = descended(step, 1), descended(step, count)
+            local.append([_distance(flow, system.start, step, 4, once) for flow in flows])
             everywhere.append([_distance(flow, system.start, system.time, count, ended) for flow in flows[:2]])
             played = system.players + system.rate * step * _game(system.players)
             games.append([_distance(flow, system.players, step, 4, played) for flow in (_game, _corrected(step))])
+        left = torch.exp(-30 * 0.1 * finite_step_rates(CURVATURES, 0.1)).real
         return Observed(
             torch.tensor(local).mT,
             torch.tensor(everywhere).mT,
             torch.tensor(games).mT,
-            torch.exp(-30 * 0.1 * finite_step_rates(CURVATURES, 0.1)).real / (1 - 0.1 * system.rate * CURVATURES) ** 30,
+            left / (1 - 0.1 * system.rate * CURVATURES) ** 30,
             _growth(0.1 * system.rate),
-            output_ntk(linear_network([torch.ones(1, 4, dtype=torch.float64)]), system.design),
+            linear_ntk([torch.ones(1, 4, dtype=torch.float64)], system.design),
             _residuals(system),
         )
 
@@ -115,24 +118,24 @@ class Drift(Entry[System, Observed, Predicted]):
         return Predicted(math.log1p(0.01) / 0.2, _decay(exact), _decay(naive))
 
     def check(self, system: System, observed: Observed, predicted: Predicted) -> list[Check]:
-        gram = system.design @ system.design.mT
-        signs = [
-            float(finite_step_rates(torch.tensor(x, dtype=torch.float64), 1.0).real.sign()) for x in (1.999, 2.001)
-        ]
+        gram, growth = system.design @ system.design.mT, observed.bilinear
+        signs = finite_step_rates(torch.tensor([1.999, 2.001], dtype=torch.float64), 1.0).real.sign()
+        local, everywhere, games = (
+            [exponent(STEPS[-2:], errors[-2:]) for errors in found]
+            for found in (observed.local, observed.everywhere, observed.games)
+        )
         return [
-            formula.close("order of the error of one step: three flows", [2, 3, 4], _orders(observed.local), 0.12),
-            formula.close("after a time: two flows", [1, 2], _orders(observed.everywhere), 0.12),
-            formula.close("of one step of a game: two flows", [2, 3], _orders(observed.games), 0.12),
+            formula.close("order of the error of one step: three flows", [2, 3, 4], local, 0.12),
+            formula.close("after a time: two flows", [1, 2], everywhere, 0.12),
+            formula.close("of one step of a game: two flows", [2, 3], games, 0.02),
             identity.close("e^{−rt} on quadratics, ηλ from 0.03 to 2.1", 1.0, observed.quadratic, 1e-12),
             identity.close("sign of the rate below and above ηλ = 2", [1.0, -1.0], signs, 0.0),
             identity.close(
-                "growth in a bilinear game: log(1 + η²)/2η", predicted.bilinear, observed.bilinear, 1e-12, relative=True
+                "growth in a bilinear game: log(1 + η²)/2η", predicted.bilinear, growth, 1e-12, relative=True
             ),
-            formula.close("the same by the corrected flow, η/2", 0.05, observed.bilinear, 6e-3, relative=True),
+            formula.close("the same by the corrected flow, η/2", 0.05, growth, 6e-3, relative=True),
             identity.close("the NTK of the linear model is XXᵀ", gram, observed.kernel, 1e-12),
-            identity.close(
-                "residuals of descent by the kernel of finite steps", predicted.residuals, observed.residuals, 1e-10
-            ),
+            identity.close("descent by the kernel of finite steps", predicted.residuals, observed.residuals, 1e-10),
         ]
 
     def panels(self, system: System, observed: Observed, predicted: Predicted) -> tuple[Panel, Panel]:
@@ -140,25 +143,16 @@ class Drift(Entry[System, Observed, Predicted]):
         for group, errors in enumerate(observed.local):
             order = group + 2
             expected = [float(errors[-1]) * (step / STEPS[-1]) ** order for step in STEPS]
-            lines += [
-                curve(f"flow of order {group + 1}: η^{order}", STEPS, expected, group=group),
-                points("", STEPS, errors, group=group),
-            ]
-        vectors = torch.linalg.eigh(observed.kernel).eigenvectors[:, 2:]
-        steps = range(0, 41, 2)
-        modes: list[Line] = []
-        rate = _rate(system.design)
-        for group, vector in enumerate(vectors.mT.flip(0)):
-            value = float(vector @ observed.kernel @ vector)
-            seen, known, naive = (
-                (part[::2] @ vector).abs().clamp_min(1e-12)
-                for part in (observed.residuals, predicted.residuals, predicted.naive)
+            lines += pair(f"flow of order {group + 1}: η^{order}", STEPS, expected, errors, group)
+        values, vectors = torch.linalg.eigh(observed.kernel)
+        modes, steps = list[Line](), range(0, 41, 2)
+        for group, k in enumerate((5, 4, 3, 2)):
+            known, seen, naive = (
+                (residuals[::2] @ vectors[:, k]).abs().clamp_min(1e-12)
+                for residuals in (predicted.residuals, observed.residuals, predicted.naive)
             )
-            modes += [
-                curve(f"ηλ = {rate * value:.2f}", list(steps), known, group=group),
-                points("", list(steps), seen, group=group),
-                curve("", list(steps), naive, group=7),
-            ]
+            modes += pair(f"ηλ = {_rate(system.design) * float(values[k]):.2f}", steps, known, seen, group)
+            modes.append(curve("", steps, naive, group=7))
         return (
             Panel.of("One step against flows", "step η", "distance", *lines, log="xy"),
             Panel.of("Modes of the NTK (grey: gradient flow)", "step", "residual", *modes, log="y"),
@@ -167,11 +161,6 @@ class Drift(Entry[System, Observed, Predicted]):
 
 def _distance(flow: Callable[[Tensor], Tensor], start: Tensor, time: float, count: int, end: Tensor) -> float:
     return float(torch.linalg.vector_norm(rk4(flow, start, time / count, count)[-1] - end))
-
-
-def _orders(errors: Tensor) -> Tensor:
-    """Of the error in the step, between the two smallest."""
-    return (errors[:, -2] / errors[:, -1]).log() / math.log(STEPS[-2] / STEPS[-1])
 
 
 def _game(players: Tensor) -> Tensor:
