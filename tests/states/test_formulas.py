@@ -5,6 +5,7 @@ import torch
 from torch import nn
 
 import kpflow as kp
+from helpers import without_annotation_checks
 from kpflow.operators import to_dense
 from kpflow.states.cells import LowRankRNN, RateRNN
 from kpflow.states.derivatives import entrywise_slope, is_same
@@ -185,3 +186,48 @@ def test_nonlinearity_that_writes_into_its_argument_is_refused():
     model = seeded(RateRNN(3, 4, alpha=0.5, nonlinearity=nn.ReLU(inplace=True)))
     with pytest.raises(ValueError, match="`nonlinearity` must not write into its argument"):
         kp.linearise(model, X)
+
+
+NOISY = {
+    "inside": lambda width: RateRNN(width, 4, alpha=0.3, bias=True),
+    "outside": lambda width: RateRNN(width, 4, alpha=0.3, convention="outside"),
+    "low-rank": lambda width: LowRankRNN(width, 4, 2, alpha=0.3, bias=True),
+}
+
+
+@pytest.mark.parametrize("name", NOISY)
+def test_recurrent_noise_is_an_input_of_each_unit(name):
+    plain, more = seeded(NOISY[name](3)), seeded(NOISY[name](7))
+    noise, initial = randn(2, 5, 4, seed=2), randn(2, 4, seed=3)
+    joined = torch.cat([plain.weight_ih, torch.eye(4, dtype=torch.float64)], dim=1)
+    more.load_state_dict({**plain.state_dict(), "weight_ih": joined})
+    noisy = plain(X, initial, noise=noise)
+    torch.testing.assert_close(noisy, more(torch.cat([X, noise], dim=2), initial), **CLOSE)
+    torch.testing.assert_close(noisy[:, 0], plain.step(initial, X[:, 0], noise[:, 0]), **CLOSE)
+    assert (noisy - plain(X, initial)).abs().min() > 0
+    assert torch.equal(plain(X, noise=torch.zeros_like(noise)), plain(X))
+
+
+@pytest.mark.parametrize("shape", [(2, 5, 1), (5, 4), (1, 5, 4)])
+def test_recurrent_noise_is_there_for_each_trial_step_and_unit(shape):
+    model, noise = seeded(RateRNN(3, 4)), torch.zeros(shape, dtype=torch.float64)
+    with without_annotation_checks(), pytest.raises(ValueError, match=r"`noise` must have shape \(2, 5, 4\)"):
+        model(X, noise=noise)
+
+
+@pytest.mark.parametrize("by_name", [False, True])
+def test_recurrent_noise_is_not_linearised(by_name):
+    class Noisy(nn.Module):
+        def __init__(self):
+            nn.Module.__init__(self)
+            self.rnn, self.readout = RateRNN(3, 4), nn.Linear(4, 1)
+
+        def forward(self, inputs):
+            noise = torch.ones(*inputs.shape[:2], 4).double() if self.training else None
+            return self.readout(self.rnn(inputs, noise=noise) if by_name else self.rnn(inputs, None, noise))
+
+    model = seeded(Noisy())
+    with pytest.raises(ValueError, match="`noise` must not be given to a RateRNN that is linearised"):
+        kp.linearise(model.train(), X, core="rnn")
+    lin = kp.linearise(model.eval(), X, core="rnn")
+    torch.testing.assert_close(lin.states, model.rnn(X), **CLOSE)

@@ -202,6 +202,12 @@ class RateNetwork(Adapter):
         return _flat_initial(tensor, trials, self.module.hidden_size)
 
     def call(self, arguments: Sequence[Any], keywords: Mapping[str, Any]) -> Call:
+        noise = arguments[2] if len(arguments) > 2 else keywords.get("noise")
+        if noise is not None:
+            raise ValueError(
+                f"`noise` must not be given to a {type(self.module).__name__} that is linearised: its states are "
+                "random. Give it in training mode only, and call model.eval() first."
+            )
         return Call(*_two(arguments, keywords, ("inputs", "initial")), None)
 
     def result(self, states: Tensor, lengths: Tensor | None) -> Any:  # noqa: ARG002

@@ -18,8 +18,10 @@ Nonlinearity = Callable[[Tensor], Tensor]
 class RateRNN(nn.Module):
     """Leaky rate network.
 
-    With the nonlinearity inside the weights (the default), z' = (1−α) z + α (W φ(z) + U x + b); outside,
-    z' = (1−α) z + α φ(W z + U x + b). α = dt/τ, the time step over the membrane time constant.
+    With the nonlinearity inside the weights (the default), z' = (1−α) z + α (W φ(z) + U x + b + ξ); outside,
+    z' = (1−α) z + α φ(W z + U x + b + ξ). α = dt/τ, the time step over the membrane time constant. ξ is recurrent
+    noise, given to the forward pass in training, with standard deviation σ √(2/α) in Yang et al. (2019); there is none
+    otherwise, and none is linearised.
 
     Parameters are `weight_hh` (W, `[H, H]`, entries N(0, gain²/H)), `weight_ih` (U, `[H, I]`, entries N(0, 1/I)) and
     `bias` (b, `[H]`, zero at first).
@@ -37,11 +39,13 @@ class RateRNN(nn.Module):
         device: Of the parameters.
 
     Raises:
-        ValueError: A size is not positive, `alpha` is outside (0, 1], or `convention` is unknown.
+        ValueError: A size is not positive, `alpha` is outside (0, 1], or `convention` is unknown; in the forward pass,
+            the noise is not one for each trial, step and unit.
 
     Example:
         >>> rnn = RateRNN(3, 8, alpha=0.2)
-        >>> rnn(torch.zeros(2, 5, 3)).shape
+        >>> noise = 0.05 * (2 / rnn.alpha) ** 0.5 * torch.randn(2, 5, 8, generator=torch.Generator().manual_seed(0))
+        >>> rnn(torch.zeros(2, 5, 3), noise=noise).shape
         torch.Size([2, 5, 8])
     """
 
@@ -71,9 +75,11 @@ class RateRNN(nn.Module):
         self.weight_ih = nn.Parameter(draw(hidden_size, input_size) / input_size**0.5)
         self.bias = nn.Parameter(torch.zeros_like(self.weight_ih[:, 0])) if bias else None
 
-    def step(self, state: Float[Tensor, "*B H"], inputs: Float[Tensor, "*B I"]) -> Float[Tensor, "*B H"]:
-        """One step, from z `[*, H]` and x `[*, I]` to z' `[*, H]`."""
-        driven = inputs @ self.weight_ih.mT + (0.0 if self.bias is None else self.bias)
+    def step(
+        self, state: Float[Tensor, "*B H"], inputs: Float[Tensor, "*B I"], noise: Float[Tensor, "*B H"] | None = None
+    ) -> Float[Tensor, "*B H"]:
+        """One step, from z `[*, H]` and x `[*, I]` to z' `[*, H]`, with ξ `[*, H]` if any."""
+        driven = _driven(self, inputs, noise)
         if self.convention == "inside":
             target = self.nonlinearity(state) @ self.weight_hh.mT + driven
         else:
@@ -81,18 +87,21 @@ class RateRNN(nn.Module):
         return (1 - self.alpha) * state + self.alpha * target
 
     def forward(
-        self, inputs: Float[Tensor, "B T I"], initial: Float[Tensor, "B H"] | None = None
+        self,
+        inputs: Float[Tensor, "B T I"],
+        initial: Float[Tensor, "B H"] | None = None,
+        noise: Float[Tensor, "B T H"] | None = None,
     ) -> Float[Tensor, "B T H"]:
-        """States z of every step, from `initial` (zero by default)."""
-        return _unroll(self.step, inputs, initial, self.hidden_size)
+        """States z of every step, from `initial` (zero by default), with ξ of every step if any."""
+        return _unroll(self, inputs, initial, noise)
 
 
 @final
 class LowRankRNN(nn.Module):
-    """Leaky rate network with recurrent weights of low rank, W = m nᵀ: z' = (1−α) z + α (m nᵀ φ(z) + U x + b).
+    """Leaky rate network with recurrent weights of low rank, W = m nᵀ: z' = (1−α) z + α (m nᵀ φ(z) + U x + b + ξ).
 
     Parameters are `left` (m, `[H, R]`), `right` (nᵀ, `[R, H]`), `weight_ih` (U, `[H, I]`) and `bias` (b, `[H]`). m and
-    n have entries N(0, 1/H) at first.
+    n have entries N(0, 1/H) at first. ξ is recurrent noise as in `RateRNN`.
 
     Args:
         input_size: I.
@@ -106,7 +115,7 @@ class LowRankRNN(nn.Module):
         device: Of the parameters.
 
     Raises:
-        ValueError: A size is not positive, `rank` exceeds `hidden_size`, or `alpha` is outside (0, 1].
+        ValueError: As `RateRNN`, or `rank` exceeds `hidden_size`.
 
     Example:
         >>> rnn = LowRankRNN(3, 8, rank=2)
@@ -141,17 +150,22 @@ class LowRankRNN(nn.Module):
         self.weight_ih = nn.Parameter(draw(hidden_size, input_size) / input_size**0.5)
         self.bias = nn.Parameter(torch.zeros_like(self.weight_ih[:, 0])) if bias else None
 
-    def step(self, state: Float[Tensor, "*B H"], inputs: Float[Tensor, "*B I"]) -> Float[Tensor, "*B H"]:
-        """One step, from z `[*, H]` and x `[*, I]` to z' `[*, H]`."""
-        driven = inputs @ self.weight_ih.mT + (0.0 if self.bias is None else self.bias)
+    def step(
+        self, state: Float[Tensor, "*B H"], inputs: Float[Tensor, "*B I"], noise: Float[Tensor, "*B H"] | None = None
+    ) -> Float[Tensor, "*B H"]:
+        """One step, from z `[*, H]` and x `[*, I]` to z' `[*, H]`, with ξ `[*, H]` if any."""
+        driven = _driven(self, inputs, noise)
         recurrent = (self.nonlinearity(state) @ self.right.mT) @ self.left.mT
         return (1 - self.alpha) * state + self.alpha * (recurrent + driven)
 
     def forward(
-        self, inputs: Float[Tensor, "B T I"], initial: Float[Tensor, "B H"] | None = None
+        self,
+        inputs: Float[Tensor, "B T I"],
+        initial: Float[Tensor, "B H"] | None = None,
+        noise: Float[Tensor, "B T H"] | None = None,
     ) -> Float[Tensor, "B T H"]:
-        """States z of every step, from `initial` (zero by default)."""
-        return _unroll(self.step, inputs, initial, self.hidden_size)
+        """States z of every step, from `initial` (zero by default), with ξ of every step if any."""
+        return _unroll(self, inputs, initial, noise)
 
 
 def _check_sizes(input_size: int, hidden_size: int, alpha: float) -> None:
@@ -168,12 +182,21 @@ def _draw(
     return lambda rows, columns: torch.randn(rows, columns, generator=source, dtype=dtype, device=device)
 
 
-def _unroll(
-    step: Callable[[Tensor, Tensor], Tensor], inputs: Tensor, initial: Tensor | None, hidden_size: int
-) -> Tensor:
-    state = inputs.new_zeros(len(inputs), hidden_size) if initial is None else initial
+def _driven(cell: RateRNN | LowRankRNN, inputs: Tensor, noise: Tensor | None) -> Tensor:
+    """U x + b + ξ."""
+    return sum((term for term in (cell.bias, noise) if term is not None), start=inputs @ cell.weight_ih.mT)
+
+
+def _unroll(cell: RateRNN | LowRankRNN, inputs: Tensor, initial: Tensor | None, noise: Tensor | None) -> Tensor:
+    B, T, _ = inputs.shape
+    if noise is not None and noise.shape != (B, T, cell.hidden_size):
+        raise ValueError(
+            f"`noise` must have shape ({B}, {T}, {cell.hidden_size}), for trial, time and unit; got "
+            f"{tuple(noise.shape)}. Draw it for each unit."
+        )
+    state = inputs.new_zeros(B, cell.hidden_size) if initial is None else initial
     states = []
-    for x in inputs.unbind(1):
-        state = step(state, x)
+    for x, xi in zip(inputs.unbind(1), [None] * T if noise is None else noise.unbind(1), strict=True):
+        state = cell.step(state, x, xi)
         states.append(state)
     return torch.stack(states, dim=1)
