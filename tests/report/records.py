@@ -26,6 +26,7 @@ def make_record(steps=25, trials=30, times=90, units=128, modes=20, *, seed=0, m
             "unit": np.arange(units),
             "mode": np.arange(modes),
             "stage": list(STAGES),
+            "axis": ["trial", "time", "unit"],
             "angle": ("trial", angle),
         },
         attrs={
@@ -94,6 +95,12 @@ def _add_dimensions(record, learned, wobble):
     ends = [(3.0, 3.0), (6.5, 3.4), (2.8, 9.0), (4.5, 2.6), (3.6, 1.9), (2.9, 1.6), (2.6, 2.6)]
     columns = [(start * (1 - learned) + end * learned) * wobble(0.02) for start, end in ends]
     record["effective_dimension"] = ("step", "stage"), np.stack(columns, axis=1)
+    along = np.stack([0.8 * np.stack(columns, axis=1), 1.2 * np.stack(columns, axis=1), np.stack(columns, axis=1)], 1)
+    record["effective_dimension_along"] = ("step", "axis", "stage"), along
+    record["ntk_effective_rank_along"] = ("step", "axis"), along[:, :, -2]
+    record["ntk_effective_rank_along_error"] = ("step", "axis"), 0.05 * along[:, :, -2]
+    for name, value in {"ntk_rank": 80.0, "ntk_effective_rank_low": 1.2, "ntk_effective_rank_high": 60.0}.items():
+        record[name] = "step", np.full(len(learned), value)
 
 
 def _add_modes(record, learned, angle, times, units, rng):

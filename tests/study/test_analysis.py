@@ -195,3 +195,32 @@ def test_a_loss_that_does_not_fit():
     model, trials = make()
     with pytest.raises(ValueError, match=r"`loss` must give a scalar"):
         analyse(model, trials, loss=lambda y: y.square(), core="rnn")
+
+
+def test_effective_ranks_along_axes_lie_within_the_bounds_of_the_structure(case):
+    _, _, record, lin = case
+    ntk = dense(Ntk(lin)).reshape(*lin.space.shape, *lin.space.shape)
+    partial = {
+        "trial": torch.einsum("ithjth->ij", ntk),
+        "time": torch.einsum("itiu->tu", ntk.diagonal(dim1=2, dim2=5).sum(-1)),
+        "unit": torch.einsum("itaitb->ab", ntk),
+    }
+    for axis, matrix in partial.items():
+        truth = matrix.trace().square() / matrix.square().sum()
+        found = record.ntk_effective_rank_along.sel(axis=axis)
+        error = record.ntk_effective_rank_along_error.sel(axis=axis)
+        assert abs(float(found) - float(truth)) <= max(5 * float(error), 1e-6 * float(truth))
+    assert int(record.ntk_rank) == int(torch.linalg.matrix_rank(dense(ParameterKernel(lin)), hermitian=True))
+    low, whole, high = (float(record[f"ntk_effective_rank{end}"]) for end in ("_low", "", "_high"))
+    assert 1 <= low < whole < high <= float(record.ntk_rank)
+
+
+def test_dimensions_along_an_axis_are_those_of_its_second_moment(case):
+    _, _, record, lin = case
+    states = lin.states.double()
+    for axis, moment in (("trial", "ith,jth->ij"), ("time", "ith,iuh->tu"), ("unit", "ita,itb->ab")):
+        matrix = torch.einsum(moment, states, states)
+        truth = float(matrix.trace().square() / matrix.square().sum())
+        found = record.effective_dimension_along.sel(axis=axis, stage="states")
+        assert float(found) == pytest.approx(truth, rel=1e-9)
+    assert record.effective_dimension.equals(record.effective_dimension_along.sel(axis="unit", drop=True))

@@ -10,10 +10,10 @@ from .entries import entry_figure
 from .leading import ntk_modes
 from .objectives import objective_alignment, objective_course
 from .paths import aligned_trajectories, trajectories
-from .ranks import effective_ranks
+from .ranks import effective_ranks, rank_bounds
 from .records import SCHEMA, Conditions, Record, check_record, conditions, missing_steps
 from .representations import neural_collapse, state_similarity
-from .stages import collapse_pipeline
+from .stages import collapse_axes, collapse_pipeline
 from .style import NARROW, PALETTE, WIDE, condition_colours, condition_groups
 from .training import loss_and_score, loss_change
 
@@ -27,6 +27,7 @@ __all__ = [
     "aligned_trajectories",
     "bifurcations",
     "check_record",
+    "collapse_axes",
     "collapse_pipeline",
     "condition_colours",
     "condition_groups",
@@ -42,6 +43,7 @@ __all__ = [
     "ntk_modes",
     "objective_alignment",
     "objective_course",
+    "rank_bounds",
     "self_referential_bias",
     "spectra",
     "state_similarity",

@@ -2,14 +2,28 @@
 
 import numpy as np
 import xarray as xr
+from matplotlib.artist import Artist
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
+from matplotlib.patches import Patch
 
 from .records import Record, check_record, covered_steps, has, series
-from .style import OPERATORS, PALETTE, WIDE, grid, is_narrow, legend, log_axis, mark_missing, panel, step_axis
+from .style import (
+    OPERATORS,
+    PALETTE,
+    WIDE,
+    grid,
+    is_narrow,
+    label_ends,
+    legend,
+    log_axis,
+    mark_missing,
+    panel,
+    step_axis,
+)
 
-__all__ = ["effective_ranks"]
+__all__ = ["effective_ranks", "rank_bounds"]
 
 _TITLES = {"effective_rank": "Effective rank", "trace": "Trace (of P Pᵀ for P)"}
 
@@ -48,6 +62,69 @@ def effective_ranks(record: Record, *, width: float = WIDE) -> Figure:
         step_axis(axis, record["step"].values)
     legend(figure, [_key(name) for name in operators], width, columns=3)
     return figure
+
+
+def rank_bounds(record: Record, *, width: float = WIDE) -> Figure:
+    """The NTK's effective rank between what the network's structure allows it, and along each axis, over training.
+
+    Left: the band is what all networks with this K and such singular values of P may have, the dashed line rank K.
+    Right: effective ranks of the NTK's partial traces on trials, time and units. Bars are one standard error.
+
+    Args:
+        record: Holds `ntk_effective_rank(step)`, `ntk_effective_rank_low`, `ntk_effective_rank_high`, `ntk_rank`, and
+            `ntk_effective_rank_along(step, axis)`, perhaps with `…_error`.
+        width: Of the figure in inches; below 6 the panels stand below each other.
+
+    Raises:
+        TypeError: `record` is no xarray.Dataset.
+        ValueError: `record` has no steps or lacks one of these variables.
+
+    Example:
+        >>> import xarray as xr
+        >>> whole = {"ntk_effective_rank": 9.0, "ntk_effective_rank_low": 1.0, "ntk_effective_rank_high": 70.0}
+        >>> variables = {name: ("step", [value]) for name, value in (whole | {"ntk_rank": 99.0}).items()}
+        >>> variables["ntk_effective_rank_along"] = ("step", "axis"), [[3.0, 2.0]]
+        >>> len(rank_bounds(xr.Dataset(variables, {"step": [0], "axis": ["time", "unit"]})).axes)
+        2
+    """
+    record = check_record(record)
+    low, high, rank = (series(record, f"ntk_{n}") for n in ("effective_rank_low", "effective_rank_high", "rank"))
+    along, steps = series(record, "ntk_effective_rank_along"), record["step"].values
+    columns = 1 if is_narrow(width) else 2
+    figure, axes = grid(width, columns, 2 // columns, panel_height=2.9, legend_rows=1)
+    whole, parts = axes.flat
+    whole.fill_between(steps, low.values, high.values, color=PALETTE["grid"], linewidth=0)
+    whole.plot(steps, rank.values, color=PALETTE["kernel"], linestyle="--", linewidth=1.4)
+    _estimates(whole, record, ["ntk_effective_rank"])
+    log_axis(whole, np.concatenate([low.values, rank.values]))
+    panel(whole, title="Effective rank within the bounds")
+    bars = series(record, f"{along.name}_error") if has(record, f"{along.name}_error") else 0 * along
+    ends = []
+    for name, marker in zip(map(str, along["axis"].values), "os^", strict=False):
+        values, errors = (np.asarray(part.sel(axis=name).values) for part in (along, bars))
+        parts.errorbar(
+            steps, values, yerr=np.nan_to_num(errors), color=PALETTE["ntk"], marker=marker, markersize=2.6,
+            linewidth=1.4, elinewidth=1.2, capsize=2.4,
+        )  # fmt: skip
+        finite = np.flatnonzero(np.isfinite(values))
+        if len(finite):
+            ends.append((float(steps[finite[-1]]), float(values[finite[-1]]), name, PALETTE["ntk"]))
+    mark_missing(parts, steps, covered_steps(along))
+    log_axis(parts, along.values)
+    panel(parts, title="Effective rank along each axis")
+    label_ends(parts, ends)
+    for panel_axes in (whole, parts):
+        step_axis(panel_axes, steps)
+    legend(figure, _bound_keys(), width, columns=3)
+    return figure
+
+
+def _bound_keys() -> list[Artist]:
+    return [
+        _key("ntk"),
+        Line2D([], [], color=PALETTE["kernel"], linestyle="--", linewidth=1.4, label="rank K = rank NTK"),
+        Patch(color=PALETTE["grid"], label="what the structure allows"),
+    ]
 
 
 def _key(operator: str) -> Line2D:

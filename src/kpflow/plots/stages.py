@@ -20,7 +20,7 @@ from .style import (
     step_words,
 )
 
-__all__ = ["STAGES", "collapse_pipeline"]
+__all__ = ["STAGES", "collapse_axes", "collapse_pipeline"]
 
 STAGES = {
     "inputs": ("inputs", "inputs", "D"),
@@ -65,8 +65,41 @@ def collapse_pipeline(record: Record, *, width: float = WIDE, count: int = 4) ->
         raise ValueError("`record` must name its stages in a coordinate `stage`; got none.")
     columns = 1 if is_narrow(width) else 2
     figure, axes = grid(width, columns, 2 // columns, panel_height=3.1)
-    _over_training(axes.flat[0], dimension)
+    _over_training(axes.flat[0], dimension, "Over training")
     _along_pipeline(axes.flat[1], dimension, count)
+    return figure
+
+
+def collapse_axes(record: Record, *, width: float = WIDE) -> Figure:
+    """Effective dimension of each stage along each axis of trials × time × units, over training.
+
+    Along an axis C is the second moment over all other axes: how many of its directions take part.
+
+    Args:
+        record: Holds `effective_dimension_along(step, axis, stage)` with the names of axes and stages as coordinates.
+        width: Of the figure in inches; below 6 the panels stand below each other.
+
+    Raises:
+        TypeError: `record` is no xarray.Dataset.
+        ValueError: `record` has no steps, no finite effective dimension, or axes or stages without names.
+
+    Example:
+        >>> import xarray as xr
+        >>> values = [[[6.0, 2.0], [4.0, 1.0]], [[3.0, 2.0], [1.5, 1.2]]]
+        >>> coordinates = {"step": [0, 10], "axis": ["time", "unit"], "stage": ["states", "targets"]}
+        >>> record = xr.Dataset({"effective_dimension_along": (("step", "axis", "stage"), values)}, coordinates)
+        >>> [axes.get_title(loc="left") for axes in collapse_axes(record).axes]
+        ['Along time', 'Along unit']
+    """
+    record = check_record(record)
+    dimension = series(record, "effective_dimension_along")
+    if not {"axis", "stage"} <= set(record.coords):
+        raise ValueError("`record` must name its axes and stages in coordinates `axis` and `stage`; got none.")
+    names = [str(name) for name in dimension["axis"].values]
+    columns = 1 if is_narrow(width) else len(names)
+    figure, axes = grid(width, columns, len(names) // columns, panel_height=3.1)
+    for panel_axes, name in zip(axes.flat, names, strict=True):
+        _over_training(panel_axes, dimension.sel(axis=name), f"Along {name}")
     return figure
 
 
@@ -75,7 +108,7 @@ def _dress(stage: str) -> tuple[str, str, str]:
     return words, PALETTE[role], marker
 
 
-def _over_training(axes: Axes, dimension: xr.DataArray) -> None:
+def _over_training(axes: Axes, dimension: xr.DataArray, title: str) -> None:
     steps, ends = dimension["step"].values, []
     for stage in map(str, dimension["stage"].values):
         values = dimension.sel(stage=stage).values
@@ -85,7 +118,7 @@ def _over_training(axes: Axes, dimension: xr.DataArray) -> None:
         if len(finite):
             ends.append((float(steps[finite[-1]]), float(values[finite[-1]]), words, colour))
     mark_missing(axes, steps, covered_steps(dimension))
-    panel(axes, title="Over training", y="effective dimension")
+    panel(axes, title=title, y="effective dimension")
     step_axis(axes, steps)
     log_axis(axes, dimension.values)
     label_ends(axes, ends)

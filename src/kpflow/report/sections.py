@@ -212,6 +212,24 @@ SECTIONS = (
                 "error, and targets: over training, and along the pipeline at chosen steps. Operators are applied "
                 "exactly.",
             ),
+            Plot(
+                "pipeline-axes",
+                "Effective dimension along each axis",
+                plots.collapse_axes,
+                ("effective_dimension_along",),
+                "The same along each axis of trials × time × units, C being the second moment over all others.",
+            ),
+            Plot(
+                "bounds",
+                "What is the network's, and what the task's",
+                plots.rank_bounds,
+                ("ntk_effective_rank_high", "ntk_effective_rank_along"),
+                "Left: effective rank of the NTK, and in grey what every network with this K and with such extreme "
+                "singular values of P may have, whatever its task: what is missing to the top is the doing of this P "
+                "on these trials. Right: effective rank of the NTK's partial trace on each axis. Singular values of P "
+                "are estimated from inside. Bars are one standard error.",
+                sampled=True,
+            ),
         ),
     ),
     Section(

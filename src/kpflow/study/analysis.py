@@ -85,7 +85,7 @@ def analyse(
     """Analyse `model` on `trials`: P, K and NTK, collapse, cores, trajectories, fixed points, objectives.
 
     The model and the global random state are left as they are. Axes: step (length 1), trial, time, unit, mode, stage,
-    leading, component, point, exponent, measure; see `kpflow.study.measures`, `kpflow.study.representations` and
+    leading, component, point, exponent, measure, axis; see `kpflow.study.measures`, `kpflow.study.representations` and
     `kpflow.study.dynamics` for what each variable is.
 
     Args:
@@ -117,16 +117,16 @@ def analyse(
         lin = _linearise(model, trials, core)
         response = flow.response(lin, loss, learning_rate=settings.learning_rate)
         found = _losses(model, trials, core, lin, response, loss, score)
+        effort = {"rtol": settings.rtol, "budget": settings.budget, "seed": settings.seed}
         found |= measures.operator_measures(
             lin,
             width=settings.width,
             modes=settings.modes,
             leading=settings.leading,
             tol=settings.tol,
-            rtol=settings.rtol,
-            budget=settings.budget,
-            seed=settings.seed,
+            **effort,
         )
+        found |= measures.axis_measures(lin, **effort) | measures.bound_measures(lin, **effort)
         found |= measures.stage_measures(response, trials.inputs, lin, trials.targets)
         found |= measures.core_measures(lin, settings.width)
         components = measures.principal_components(lin.states)
@@ -222,6 +222,7 @@ def _dataset(
         "unit": np.arange(lin.states.shape[-1]),
         "mode": np.arange(sizes["mode"]),
         "stage": list(measures.STAGES),
+        "axis": list(measures.AXES),
     }
     if "measure" in sizes:
         coordinates["measure"] = list(representations.MEASURES)

@@ -14,9 +14,12 @@ from kpflow.operators import Operator
 from kpflow.states import Linearisation
 
 __all__ = [
+    "AXES",
     "STAGES",
     "Components",
     "Variables",
+    "axis_measures",
+    "bound_measures",
     "core_measures",
     "effective_dimension",
     "operator_measures",
@@ -31,6 +34,9 @@ Variables: TypeAlias = dict[str, tuple[tuple[str, ...], np.ndarray]]
 
 STAGES = ("inputs", "states", "error", "adjoint", "kernel_adjoint", "change", "targets")
 """The collapse pipeline: inputs, S, ∂L/∂S, Pᵀ ∂L/∂S, K Pᵀ ∂L/∂S, P K Pᵀ ∂L/∂S, targets."""
+
+AXES = ("trial", "time", "unit")
+"""Along which effective dimensions and ranks are measured."""
 
 COMPONENTS = 3
 
@@ -81,10 +87,48 @@ def operator_measures(
 
 
 def stage_measures(response: flow.Response, inputs: Tensor, lin: Linearisation, targets: Tensor) -> Variables:
-    """Effective dimension along the collapse pipeline, from the inputs to the change of the states."""
+    """Effective dimension along the collapse pipeline, from the inputs to the change of the states, on every axis."""
     stages = (inputs, lin.states, response.error, response.adjoint, response.immediate, response.change, targets)
-    dimensions = [effective_dimension(stage.flatten(0, 1)) for stage in stages]
-    return {"effective_dimension": (("stage",), np.array(dimensions))}
+    along = [[effective_dimension(stage.movedim(i, -1).flatten(0, 1)) for stage in stages] for i in range(len(AXES))]
+    return {
+        "effective_dimension": (("stage",), np.array(along[-1])),
+        "effective_dimension_along": (("axis", "stage"), np.array(along)),
+    }
+
+
+def axis_measures(lin: Linearisation, *, rtol: float, budget: int, seed: int) -> Variables:
+    """Effective ranks of the NTK's partial traces on one axis of the states, how many directions of it can change."""
+    ntk = flow.Ntk(lin)
+    found = [
+        estimate.effective_rank(
+            ntk, axes=(axis,), rtol=rtol, budget=budget, generator=_generator(lin, seed), raise_on_failure=False
+        )
+        for axis in AXES
+    ]
+    return {
+        "ntk_effective_rank_along": (("axis",), np.array([one.value for one in found])),
+        "ntk_effective_rank_along_error": (("axis",), np.array([one.standard_error for one in found])),
+    }
+
+
+def bound_measures(lin: Linearisation, *, rtol: float, budget: int, seed: int) -> Variables:
+    """What K's rank and spectrum and P's extreme singular values allow the NTK, whatever the task: `flow.rank_bounds`.
+
+    The singular values are estimates from inside, too close together by about their errors, and so are the bounds.
+    Empty where K's spectrum is not known from its structure and K is too large to be formed.
+    """
+    P = flow.Propagator(lin)
+    effort = {"rtol": rtol, "budget": budget, "raise_on_failure": False}
+    largest, inverse = (
+        estimate.operator_norm(operator, generator=_generator(lin, seed), **effort).value for operator in (P, P.inverse)
+    )
+    try:
+        bounds = flow.rank_bounds(lin, (1 / inverse, largest))
+    except ValueError:
+        return {}
+    low, high = bounds.effective_rank
+    found = {"ntk_rank": float(bounds.kernel_rank), "ntk_effective_rank_low": low, "ntk_effective_rank_high": high}
+    return {name: ((), np.array(value)) for name, value in found.items()}
 
 
 def effective_dimension(data: Float[Tensor, "N F"]) -> float:
