@@ -3,17 +3,18 @@
 from typing import NamedTuple, final
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from kpflow._checks import check_positive
 
-from .entry import Check, Entry, Panel, curve, formula, identity, points
+from .entry import Check, Entry, Panel, curve, formula, identity, pair, points
 from .flows import rk4
-from .students import output_jacobian
+from .students import map_jacobian
 
 __all__ = ["Gdes"]
 
 SIZE, STEP, COUNT = 3, 0.01, 800
+TIMES = 20 * STEP * torch.arange(COUNT // 20 + 1, dtype=torch.float64)  # of what is kept
 WAYS = ("shared", "apart", "disentangled")
 
 
@@ -79,23 +80,23 @@ class Gdes(Entry[System, Observed, Predicted]):
     def run(self, system: System) -> Observed:
         strengths = torch.tensor([[system.pull], [system.push]], dtype=torch.float64)
 
-        def velocity(way: str, parameters: Tensor) -> Tensor:
-            seen = _seen(way, parameters)
-            first, second = -strengths * (seen - system.wishes)
-            if way == "shared":
-                return torch.stack([first + second, torch.zeros_like(second)])
-            return torch.stack([first + (system.leak * second if way == "disentangled" else 0), second])
+        def path(way: str) -> Tensor:
+            def velocity(parameters: Tensor) -> Tensor:
+                first, second = -strengths * (_seen(way, *parameters) - system.wishes)
+                if way == "shared":
+                    return torch.stack([first + second, torch.zeros_like(second)])
+                return torch.stack([first + system.leak * second if way == "disentangled" else first, second])
 
-        start = torch.zeros(2, SIZE, dtype=torch.float64)
-        paths = {
-            way: _seen(way, rk4(lambda y, way=way: velocity(way, y), start, STEP, COUNT, every=20)) for way in WAYS
-        }
-        alone = rk4(lambda e: -system.pull * (e - system.wishes[0]), start[0], STEP, COUNT, every=20)
-        return Observed(paths, alone, {way: _kernel(way) for way in WAYS})
+            states = rk4(velocity, torch.zeros(2, SIZE, dtype=torch.float64), STEP, COUNT, every=20)
+            return _seen(way, *states.unbind(dim=1))
+
+        nothing = torch.zeros(SIZE, dtype=torch.float64)
+        alone = rk4(lambda e: -system.pull * (e - system.wishes[0]), nothing, STEP, COUNT, every=20)
+        return Observed({way: path(way) for way in WAYS}, alone, {way: _kernel(way) for way in WAYS})
 
     def predict(self, system: System) -> Predicted:
         (p, q), a, b = system.wishes, system.pull, system.push
-        times = 20 * STEP * torch.arange(COUNT // 20 + 1, dtype=torch.float64)[:, None]
+        times = TIMES[:, None]
         both = (a * p + b * q) / (a + b) * (1 - torch.exp(-(a + b) * times))
         first, second = p * (1 - torch.exp(-a * times)), q * (1 - torch.exp(-b * times))
         late = a / (b - a) * p * torch.exp(-a * times)
@@ -109,45 +110,30 @@ class Gdes(Entry[System, Observed, Predicted]):
 
     def check(self, system: System, observed: Observed, predicted: Predicted) -> list[Check]:
         (p, q), a, b = system.wishes, system.pull, system.push
-        mixed = observed.paths["disentangled"]
-        late = slice(30, None)
-        kernels = torch.stack([observed.kernels[way] for way in WAYS])
-        forms = [[[1.0, 1.0], [1.0, 1.0]], [[1.0, 0.0], [0.0, 1.0]], [[1.0, 0.0], [1.0, 1.0]]]
+        mixed, ends = observed.paths["disentangled"], observed.paths["shared"][-1]
+        share = (mixed[30:, 1] - q) / predicted.late[30:] * a / (b - a)
+        forms = torch.tensor([[[1.0, 1.0], [1.0, 1.0]], [[1.0, 0.0], [0.0, 1.0]], [[1.0, 0.0], [1.0, 1.0]]])
+        rates = torch.stack([_rates(observed.kernels[way], a, b) for way in WAYS])
         return [
-            formula.close(
-                "shared: both end at (ap + bq)/(a + b)", (a * p + b * q) / (a + b), observed.paths["shared"][-1], 1e-6
-            ),
+            formula.close("shared: both end at (ap + bq)/(a + b)", (a * p + b * q) / (a + b), ends, 1e-6),
             *(
                 formula.close(f"{way}: embeddings at all times", predicted.paths[way], observed.paths[way], 1e-8)
                 for way in WAYS
             ),
             identity.close("disentangled: the generator is as if alone", observed.alone, mixed[:, 0], 1e-12),
-            formula.close(
-                "disentangled: late, e_D − q is a/(b − a) p e^{−at}, over p e^{−at}",
-                a / (b - a),
-                (mixed[late, 1] - q) / predicted.late[late] * a / (b - a),
-                5e-3,
-            ),
-            identity.close("kernels J Bᵀ", torch.tensor(forms), kernels, 0.0),
-            identity.close(
-                "rates of learning by the kernels",
-                torch.stack([predicted.rates[way] for way in WAYS]),
-                torch.stack([_rates(observed.kernels[way], a, b) for way in WAYS]),
-                1e-12,
-            ),
+            formula.close("disentangled: late, (e_D − q) / p e^{−at} is a/(b − a)", a / (b - a), share, 5e-3),
+            identity.close("kernels J Bᵀ", forms, torch.stack([observed.kernels[way] for way in WAYS]), 0.0),
+            identity.close("rates by the kernels", torch.stack([predicted.rates[way] for way in WAYS]), rates, 1e-12),
         ]
 
     def panels(self, system: System, observed: Observed, predicted: Predicted) -> tuple[Panel, Panel]:
-        times = 20 * STEP * torch.arange(COUNT // 20 + 1)
         lines, rates = [], []
         for group, way in enumerate(WAYS):
-            lines.append(curve(way, times, predicted.paths[way][:, 1, 0], group=group))
-            lines.append(points("", times[::2], observed.paths[way][::2, 1, 0], group=group))
-            place = [group - 0.2, group + 0.2]
+            lines += pair(way, TIMES, predicted.paths[way][:, 1, 0], observed.paths[way][:, 1, 0], group, every=2)
             found = _rates(observed.kernels[way], system.pull, system.push)
-            rates.append(points(way, place, found, group=group))
+            rates.append(points(way, [group - 0.2, group + 0.2], found, group=group))
             rates += [
-                curve("", [group - 0.4, group + 0.4], [float(rate)] * 2, group=group) for rate in predicted.rates[way]
+                curve("", [group - 0.4, group + 0.4], [rate] * 2, group) for rate in predicted.rates[way].tolist()
             ]
         return (
             Panel.of(f"Discriminator's embedding, wished at {float(system.wishes[1, 0]):.2f}", "time", "e", *lines),
@@ -155,36 +141,21 @@ class Gdes(Entry[System, Observed, Predicted]):
         )
 
 
-@final
-class Heads(nn.Module):
-    """What the generator and the discriminator see of one coordinate of the parameters e and Δ."""
-
-    def __init__(self, way: str, *, stopped: bool) -> None:
-        nn.Module.__init__(self)
-        self.way, self.stopped = way, stopped
-        self.embedding, self.change = (nn.Parameter(torch.zeros(1, dtype=torch.float64)) for _ in range(2))
-        self.change.requires_grad_(way != "shared")
-
-    def forward(self, ones: Tensor) -> Tensor:
-        first = ones * self.embedding
-        if self.way == "shared":
-            return torch.cat([first, first], dim=1)
-        below = first.detach() if self.stopped else first
-        own = ones * self.change
-        return torch.cat([first, own + below if self.way == "disentangled" else own], dim=1)
-
-
-def _seen(way: str, parameters: Tensor) -> Tensor:
-    """The embeddings of both, from e and Δ along the last axis but one."""
-    first, change = parameters.unbind(dim=-2)
-    second = {"shared": first, "apart": change, "disentangled": first + change}[way]
-    return torch.stack([first, second], dim=-2)
+def _seen(way: str, embedding: Tensor, change: Tensor, *, stopped: bool = False) -> Tensor:
+    """What the generator and the discriminator see, side by side along the last axis but one, from e and Δ."""
+    below = embedding.detach() if stopped else embedding
+    second = {"shared": embedding, "apart": change, "disentangled": below + change}[way]
+    return torch.stack([embedding, second], dim=-2)
 
 
 def _kernel(way: str) -> Tensor:
-    """J Bᵀ: what moves, by what back-propagation sees."""
-    ones = torch.ones(1, 1, dtype=torch.float64)
-    moved, taught = (output_jacobian(Heads(way, stopped=stopped), ones) for stopped in (False, True))
+    """J Bᵀ of one coordinate: what moves, by what back-propagation sees."""
+    one = torch.ones(1, 1, dtype=torch.float64)
+
+    def jacobian(stopped: bool) -> Tensor:
+        return map_jacobian(lambda _, p: _seen(way, p["e"], p["Δ"], stopped=stopped)[..., 0], one, {"e": one, "Δ": one})
+
+    moved, taught = jacobian(stopped=False), jacobian(stopped=True)
     return moved @ taught.mT
 
 
