@@ -2,17 +2,19 @@
 
 from typing import NamedTuple, final
 
-import numpy as np
 import torch
 from torch import Tensor
 
-from .entry import Check, Entry, Panel, curve, formula, identity, points
+from .draws import normal, orthogonal
+from .entry import Check, Entry, Panel, curve, formula, identity, pair, points
+from .exponents import exponent
 from .flows import rk4
-from .students import linear_network, output_ntk
+from .students import linear_ntk
 
 __all__ = ["Vagram"]
 
 SIZE, START, STEP, COUNT = 4, 1e-3, 0.02, 1000
+TIMES = 10 * STEP * torch.arange(COUNT // 10 + 1, dtype=torch.float64)  # of what is kept
 
 
 @final
@@ -25,8 +27,8 @@ class System(NamedTuple):
     left: Tensor  # [4], the first singular vectors
     right: Tensor
     start: Tensor  # [2, 4], of the model u wᵀ
+    probe: Tensor  # [2, 4], a state and a way to leave it
     stretch: float
-    generator: torch.Generator
 
 
 @final
@@ -75,16 +77,20 @@ class Vagram(Entry[System, Observed, Predicted]):
             )
         del short
         generator = torch.Generator().manual_seed(seed)
-        left, right = (
-            torch.linalg.qr(torch.randn(SIZE, SIZE, generator=generator, dtype=torch.float64)).Q for _ in range(2)
-        )
+        left, right = orthogonal(generator, SIZE), orthogonal(generator, SIZE)
         scales = torch.tensor([largest, 1.0, 0.8, 0.5], dtype=torch.float64)
-        world = left * scales @ right.mT
         value = left[:, 1:] @ (1 + torch.rand(SIZE - 1, generator=generator, dtype=torch.float64))
-        value = value / torch.linalg.vector_norm(value)
-        start = torch.randn(2, SIZE, generator=generator, dtype=torch.float64)
-        start = 0.1 * start / torch.linalg.vector_norm(start, dim=1, keepdim=True)  # balanced
-        return System(world, value, scales, left[:, 0], right[:, 0], start, 0.8 if broken else 1.0, generator)
+        start = normal(generator, 2, SIZE)
+        return System(
+            left * scales @ right.mT,
+            value / value.norm(),
+            scales,
+            left[:, 0],
+            right[:, 0],
+            0.1 * start / start.norm(dim=1, keepdim=True),  # balanced
+            normal(generator, 2, SIZE),
+            0.8 if broken else 1.0,
+        )
 
     def run(self, system: System) -> Observed:
         def likely(model: Tensor) -> Tensor:
@@ -96,73 +102,52 @@ class Vagram(Entry[System, Observed, Predicted]):
             return torch.stack([system.value * (miss @ model[1]), (system.value @ model[0]) * miss])
 
         wish = system.world.mT @ system.value
-        aligned = START**0.5 * torch.stack([system.value, wish / torch.linalg.vector_norm(wish)])
+        aligned = START**0.5 * torch.stack([system.value, wish / wish.norm()])
         first, second = rk4(likely, system.start, STEP, COUNT, every=10), rk4(valued, aligned, STEP, COUNT, every=10)
         spectra = torch.stack([_value_spectrum(system, model) for model in (first[-1], second[-1])])
         ranks = [int((values > 1e-8).sum()) for values in spectra]
         return Observed(first, second, _order(system), ranks, spectra)
 
     def predict(self, system: System) -> Predicted:
-        times = 10 * STEP * torch.arange(COUNT // 10 + 1, dtype=torch.float64)
         wish = torch.linalg.vector_norm(system.world.mT @ system.value)
-        strength = wish / (1 + (wish / START - 1) * torch.exp(-2 * wish * times))
-        zero, one = torch.zeros(SIZE - 1, dtype=torch.float64), torch.ones(SIZE - 1, dtype=torch.float64)
+        strength = wish / (1 + (wish / START - 1) * torch.exp(-2 * wish * TIMES))
         # with ‖u‖² = ‖w‖² = s: w wᵀ + (v·u)² I, and v·u = 0 by maximum likelihood
-        kernels = torch.stack(
-            [
-                torch.cat([zero, system.scales[:1]]),
-                torch.cat([wish * one, 2 * wish[None]]),
-            ]
-        )
+        kernels = torch.zeros(2, SIZE, dtype=torch.float64)
+        kernels[0, -1], kernels[1, :-1], kernels[1, -1] = system.scales[0], wish, 2 * wish
         return Predicted((1 - strength / wish).square(), 1.0, kernels)
 
     def check(self, system: System, observed: Observed, predicted: Predicted) -> list[Check]:
         largest = system.scales[0] * torch.outer(system.left, system.right)
-        likely = torch.outer(*observed.likely[-1])
+        likely, valued = torch.outer(*observed.likely[-1]), torch.outer(*observed.valued[-1])
+        missed, left = _missed(system, observed.likely[-1:]), _missed(system, observed.valued)
+        ratio = torch.dist(valued, system.world) / torch.dist(likely, system.world)
         return [
             formula.close("likelihood: the model is A's first singular part", largest, likely, 1e-8),
-            formula.close(
-                "likelihood: share of the value's variance missed", 1.0, _missed(system, observed.likely[-1:]), 1e-8
-            ),
-            formula.close(
-                "value-aware: share missed while it learns", predicted.valued, _missed(system, observed.valued), 1e-6
-            ),
-            formula.close("value-aware: share missed in the end", 0.0, _missed(system, observed.valued[-1:]), 1e-9),
-            identity.at_least(
-                "value-aware: error of the states over that of likelihood",
-                1.0,
-                torch.dist(torch.outer(*observed.valued[-1]), system.world) / torch.dist(likely, system.world),
-            ),
+            formula.close("likelihood: share of the value's variance missed", predicted.likely, missed, 1e-8),
+            formula.close("value-aware: share missed while it learns", predicted.valued, left, 1e-6),
+            formula.close("value-aware: share missed in the end", 0.0, left[-1], 1e-9),
+            identity.at_least("value-aware: error of the states over that of likelihood", 1.0, ratio),
             formula.close("a curved value: order of what ∇V misses", 2.0, observed.order, 0.05),
             formula.close("spectra of the values' NTK", predicted.kernels, observed.kernels, 1e-6),
             identity.close("ranks of the values' NTK", [1, SIZE], observed.ranks, 0.0),
         ]
 
     def panels(self, system: System, observed: Observed, predicted: Predicted) -> tuple[Panel, Panel]:
-        times = 10 * STEP * torch.arange(COUNT // 10 + 1)
-        some = slice(0, 71, 2)
-        number = torch.arange(1, SIZE + 1)
-        names = ("maximum likelihood", "value-aware")
+        number, names, some = range(1, SIZE + 1), ("maximum likelihood", "value-aware"), slice(71)
+        likely, valued = (_missed(system, models[some]) for models in (observed.likely, observed.valued))
+        missed = (
+            curve(names[0], TIMES[[0, 70]], [predicted.likely] * 2),
+            points("", TIMES[:71:2], likely[::2]),
+            *pair(names[1], TIMES[some], predicted.valued[some], valued, 1, every=2),
+        )
+        spectra = [
+            line
+            for i, name in enumerate(names)
+            for line in pair(name, number, predicted.kernels[i], observed.kernels[i], i)
+        ]
         return (
-            Panel.of(
-                "Share of the value's variance that is missed",
-                "time",
-                "share",
-                curve(names[0], times[[0, 70]], [predicted.likely] * 2),
-                points("", times[some], _missed(system, observed.likely)[some]),
-                curve(names[1], times[:71], predicted.valued[:71], group=1),
-                points("", times[some], _missed(system, observed.valued)[some], group=1),
-            ),
-            Panel.of(
-                "Spectrum of the values' NTK in the end",
-                "number",
-                "eigenvalue",
-                *(
-                    points("" if seen else name, number, spectrum, observed=seen, group=group)
-                    for seen, spectra in ((False, predicted.kernels), (True, observed.kernels))
-                    for group, (name, spectrum) in enumerate(zip(names, spectra, strict=True))
-                ),
-            ),
+            Panel.of("Share of the value's variance that is missed", "time", "share", *missed),
+            Panel.of("Spectrum of the values' NTK in the end", "number", "eigenvalue", *spectra),
         )
 
 
@@ -174,15 +159,13 @@ def _missed(system: System, models: Tensor) -> Tensor:
 
 def _value_spectrum(system: System, model: Tensor) -> Tensor:
     """Eigenvalues of vᵀΘv at four white states."""
-    network = linear_network([model[1][None], model[0][:, None]])
-    kernel = output_ntk(network, torch.eye(SIZE, dtype=torch.float64)).view(SIZE, SIZE, SIZE, SIZE)
-    return torch.linalg.eigvalsh(torch.einsum("a,iajb,b->ij", system.value, kernel, system.value))
+    kernel = linear_ntk([model[1][None], model[0][:, None]], torch.eye(SIZE, dtype=torch.float64))
+    return torch.linalg.eigvalsh(torch.einsum("a,iajb,b->ij", system.value, kernel.view((SIZE,) * 4), system.value))
 
 
 def _order(system: System) -> float:
     """Exponent over ε of V(s + εδ) − V(s) − ε∇V·δ for V(s) = Σ tanh(sᵢ)vᵢ."""
-    s, away = torch.randn(2, SIZE, generator=system.generator, dtype=torch.float64)
-    sizes = [1e-2, 1e-3, 1e-4]
+    (s, away), sizes = system.probe, [1e-2, 1e-3, 1e-4]
     slope = (1 - s.tanh().square()) * system.value
     gaps = [float((((s + e * away).tanh() - s.tanh()) @ system.value - e * slope @ away).abs()) for e in sizes]
-    return float(np.polyfit(np.log(sizes), np.log(gaps), 1)[0])
+    return exponent(sizes, gaps)
