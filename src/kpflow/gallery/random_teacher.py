@@ -3,11 +3,12 @@
 import math
 from typing import NamedTuple, final
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 
-from .entry import Check, Entry, Panel, curve, formula, monte_carlo, points
+from .draws import normal
+from .entry import Check, Entry, Panel, formula, monte_carlo, pair
+from .exponents import exponent
 from .flows import rk4
 from .students import output_ntk
 
@@ -15,7 +16,8 @@ __all__ = ["RandomTeacher"]
 
 SIZES = ((64, 20), (64, 64), (16, 64))
 STEPS, RATE, OTHERS = 12, 1e-3, 10
-FIRST = (1e-2, 1e-3, 1e-4)  # α of first steps
+FIRST = torch.tensor([1e-2, 1e-3, 1e-4], dtype=torch.float64)  # α of first steps
+NEAR = torch.tensor([1e-5, 5e-6, 2.5e-6], dtype=torch.float64)  # α within a linear piece
 
 
 @final
@@ -26,15 +28,15 @@ class System(NamedTuple):
     teacher: Tensor  # [P]
     others: Tensor  # [10, P]
     rates: Tensor  # [P]
-    distances: tuple[float, ...]  # α
+    distances: Tensor  # α
 
 
 @final
 class Observed(NamedTuple):
     """Residuals of students at each distance, and their first steps."""
 
-    starts: Tensor  # [α, 10, N], f_S − f_T
-    ends: Tensor  # [α, 10, N]
+    far: Tensor  # [2, α, 10, N], f_S − f_T at the start and in the end
+    near: Tensor  # [2, α, 10, N], with α so small that hardly a ReLU changes sides
     descent: Tensor  # [α], length of the first step of gradient descent
     adam: Tensor  # [α], and of Adam, over its rate
 
@@ -73,125 +75,111 @@ class RandomTeacher(Entry[System, Observed, Predicted]):
                 f"change sides, and the flow is no longer that of the teacher's NTK up to O(α²)."
             )
         generator = torch.Generator().manual_seed(seed)
-        inputs = torch.randn(30 if short else 60, 20, generator=generator, dtype=torch.float64)
+        inputs = normal(generator, 30 if short else 60, 20)
         drawn = [
-            torch.cat(
-                [
-                    torch.cat(
-                        [
-                            math.sqrt(2 / into) * torch.randn(out * into, generator=generator, dtype=torch.float64),
-                            0.1 * torch.randn(out, generator=generator, dtype=torch.float64),
-                        ]
-                    )
-                    for out, into in SIZES
-                ]
-            )
+            scale * normal(generator, count)
             for _ in range(1 + OTHERS)
+            for out, into in SIZES
+            for scale, count in ((math.sqrt(2 / into), out * into), (0.1, out))
         ]
-        teacher, others = drawn[0], torch.stack(drawn[1:])
+        teacher, *others = torch.cat(drawn).view(1 + OTHERS, -1)
         rates = torch.ones_like(teacher)
         rates[-(16 * 64 + 16) :] = 0.8 if broken else 1.0
-        return System(inputs, teacher, others, rates, tuple(distance * 2.0**-k for k in range(4)))
+        distances = distance * 2.0 ** -torch.arange(4.0, dtype=torch.float64)
+        return System(inputs, teacher, torch.stack(others), rates, distances)
 
     def run(self, system: System) -> Observed:
-        target = _outputs(system.inputs, system.teacher)
-        time = _time(system)
-        starts, ends, first, adam = [], [], [], []
-        for distance in system.distances:
-            for other in system.others:
-                student = (1 - distance) * system.teacher + distance * other
-                path = rk4(
-                    lambda theta: -system.rates * _gradient(system, theta, target),
-                    student,
-                    time / STEPS,
-                    STEPS,
-                    every=STEPS,
-                )
-                starts.append((_outputs(system.inputs, student) - target).flatten())
-                ends.append((_outputs(system.inputs, path[-1]) - target).flatten())
-        for distance in FIRST:
-            student = (1 - distance) * system.teacher + distance * system.others[0]
-            slope = system.rates * _gradient(system, student, target)
-            first.append(torch.linalg.vector_norm(RATE * slope))
-            adam.append(torch.linalg.vector_norm(_adam_step(student, slope)) / RATE)
-        shape = (len(system.distances), OTHERS, -1)
-        return Observed(
-            torch.stack(starts).view(shape), torch.stack(ends).view(shape), torch.stack(first), torch.stack(adam)
-        )
+        far, near = _residuals(system, system.distances, STEPS), _residuals(system, NEAR, 2 * STEPS)
+        students = (1 - FIRST[:, None]) * system.teacher + FIRST[:, None] * system.others[0]
+        slopes = system.rates * _gradient(system, students, _outputs(system.inputs, system.teacher))
+        return Observed(far, near, RATE * slopes.norm(dim=1), _adam_step(students, slopes).norm(dim=1) / RATE)
 
     def predict(self, system: System) -> Predicted:
         values, vectors = torch.linalg.eigh(output_ntk(_network(system.teacher), system.inputs))
         return Predicted(values, vectors, _time(system), math.sqrt(len(system.teacher)))
 
     def check(self, system: System, observed: Observed, predicted: Predicted) -> list[Check]:
-        gaps = _gaps(observed, predicted)
-        order = float(np.polyfit(np.log(system.distances), gaps.log().numpy(), 1)[0])
-        slope = float(np.polyfit(np.log(FIRST), observed.descent.log().numpy(), 1)[0])
-        missed = gaps[-1] / observed.starts[-1].square().sum(dim=1).mean().sqrt()
+        far, near = (_gaps(residuals, predicted) for residuals in (observed.far, observed.near))
+        means = far.square().mean(dim=1).sqrt()  # over students
+        missed = means[-1] / observed.far[0, -1].square().sum(dim=1).mean().sqrt()
         # eleven seeds: order 1.64 to 1.96; within a linear piece it is 2, of units that change sides at random 3/2
         return [
             formula.close("nearest student: r(t) − e^{−Θt} r(0), over r(0)", 0.0, missed, 4e-2),
-            monte_carlo.close("its order in α", 1.85, order, 0.28),
-            formula.close("first step of gradient descent: exponent over α", 1.0, slope, 0.05),
+            monte_carlo.close("its order in α", 1.85, exponent(system.distances, means), 0.28),
+            formula.close("its order within a linear piece", 2.0, exponent(NEAR, near.median(dim=1).values), 0.1),
+            formula.close(
+                "first step of gradient descent: exponent of α", 1.0, exponent(FIRST, observed.descent), 0.05
+            ),
             formula.close("first step of Adam over lr √P", 1.0, observed.adam / predicted.adam, 4e-2),
         ]
 
     def panels(self, system: System, observed: Observed, predicted: Predicted) -> tuple[Panel, Panel]:
-        modes = observed.starts[-1, 0] @ predicted.vectors
-        left = (observed.ends[-1, 0] @ predicted.vectors / modes)[-40:]
-        values = predicted.values[-40:]
-        alphas, gaps = torch.tensor(system.distances), _gaps(observed, predicted)
-        second, nearest = float(gaps[-1] / alphas[-1] ** 2), float(observed.descent[-1] / FIRST[-1])
+        start, end = observed.far[:, -1, 0] @ predicted.vectors
+        values, left = predicted.values[-40:], (end / start)[-40:]
+        alphas, gaps = system.distances, _gaps(observed.far, predicted).square().mean(dim=1).sqrt()
+        second, nearest = gaps[-1] / alphas[-1] ** 2, observed.descent[-1] / FIRST[-1]
         return (
             Panel.of(
                 "What the teacher's NTK misses, and first steps",
                 "α",
                 "length",
-                curve("∝ α²", alphas, second * alphas.square()),
-                points("r(t) − e^{−Θt} r(0)", alphas, gaps),
-                curve("Adam, lr √P", FIRST, [RATE * predicted.adam] * len(FIRST), group=1),
-                points("", FIRST, RATE * observed.adam, group=1),
-                curve("descent, ∝ α", FIRST, nearest * torch.tensor(FIRST), group=2),
-                points("", FIRST, observed.descent, group=2),
+                *pair("r(t) − e^{−Θt} r(0), ∝ α²", alphas, second * alphas.square(), gaps),
+                *pair("Adam, lr √P", FIRST, RATE * predicted.adam * torch.ones(3), RATE * observed.adam, 1),
+                *pair("descent, ∝ α", FIRST, nearest * FIRST, observed.descent, 2),
                 log="xy",
             ),
             Panel.of(
                 "What is left of each mode of Θ, smallest α",
                 "eigenvalue",
                 "share",
-                curve("e^{−λt}", values, torch.exp(-values * predicted.time)),
-                points("student", values, left),
+                *pair("e^{−λt}", values, torch.exp(-values * predicted.time), left),
             ),
         )
 
 
-def _gaps(observed: Observed, predicted: Predicted) -> Tensor:
-    """Root mean square over students of ‖r(t) − e^{−Θt} r(0)‖ at each α."""
+def _gaps(residuals: Tensor, predicted: Predicted) -> Tensor:
+    """‖r(t) − e^{−Θt} r(0)‖ of every student, `[α, 10]`."""
+    start, end = residuals
     left = torch.exp(-predicted.values * predicted.time)
-    flows = (observed.starts @ predicted.vectors * left) @ predicted.vectors.mT
-    return (observed.ends - flows).square().sum(dim=2).mean(dim=1).sqrt()
+    return (end - (start @ predicted.vectors * left) @ predicted.vectors.mT).norm(dim=2)
 
 
-def _layers(theta: Tensor) -> list[tuple[Tensor, Tensor]]:
-    """Weights and biases."""
-    parts = theta.split([size for out, into in SIZES for size in (out * into, out)])
-    return [(parts[2 * k].view(size), parts[2 * k + 1]) for k, size in enumerate(SIZES)]
+def _layers(theta: Tensor) -> list[Tensor]:
+    """Weights `[*, out, in]` and biases `[*, 1, out]` in turn."""
+    parts = theta.split([size for out, into in SIZES for size in (out * into, out)], dim=-1)
+    shapes = [shape for out, into in SIZES for shape in ((out, into), (1, out))]
+    return [part.unflatten(-1, shape) for part, shape in zip(parts, shapes, strict=True)]
 
 
 def _outputs(inputs: Tensor, theta: Tensor) -> Tensor:
-    (one, a), (two, b), (three, c) = _layers(theta)
+    """`[*, n, 16]`."""
+    one, a, two, b, three, c = _layers(theta)
     return ((inputs @ one.mT + a).relu() @ two.mT + b).relu() @ three.mT + c
+
+
+def _residuals(system: System, distances: Tensor, steps: int) -> Tensor:
+    """f_S − f_T of all students at the start and in the end of gradient flow, `[2, α, 10, N]`."""
+    target = _outputs(system.inputs, system.teacher)
+    students = (1 - distances[:, None, None]) * system.teacher + distances[:, None, None] * system.others
+    path = rk4(
+        lambda theta: -system.rates * _gradient(system, theta, target),
+        students,
+        _time(system) / steps,
+        steps,
+        every=steps,
+    )
+    return (_outputs(system.inputs, path) - target).flatten(-2)
 
 
 def _network(theta: Tensor) -> nn.Sequential:
     model = nn.Sequential(nn.Linear(20, 64), nn.ReLU(), nn.Linear(64, 64), nn.ReLU(), nn.Linear(64, 16)).double()
     names = [f"{k}.{kind}" for k in (0, 2, 4) for kind in ("weight", "bias")]
-    model.load_state_dict(dict(zip(names, (part for layer in _layers(theta) for part in layer), strict=True)))
+    model.load_state_dict(dict(zip(names, (part.squeeze(0) for part in _layers(theta)), strict=True)))
     return model
 
 
 def _gradient(system: System, theta: Tensor, target: Tensor) -> Tensor:
-    """Of ½‖f − f_T‖²."""
+    """Of ½‖f − f_T‖², of several students at once."""
     place = theta.clone().requires_grad_()
     (slope,) = torch.autograd.grad(0.5 * (_outputs(system.inputs, place) - target).square().sum(), place)
     return slope
