@@ -8,7 +8,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from .draws import normal, orthogonal
 from .entry import Check, Entry, Panel, curve, formula, identity, points
+from .exponents import exponent
 from .flows import rk4
 from .students import linear_network, output_ntk
 
@@ -76,9 +78,8 @@ class Ska(Entry[System, Observed, Predicted]):
             )
         del short
         generator = torch.Generator().manual_seed(seed)
-        frame = torch.linalg.qr(torch.randn(POINTS, SIZE, generator=generator, dtype=torch.float64)).Q
-        turn = torch.linalg.qr(torch.randn(SIZE, SIZE, generator=generator, dtype=torch.float64)).Q
-        signs = torch.randn(SIZE, generator=generator, dtype=torch.float64).sign()
+        frame, turn = orthogonal(generator, POINTS, SIZE), orthogonal(generator, SIZE)
+        signs = normal(generator, SIZE).sign()
         lengths = (POINTS * SCALES).sqrt()
         return System(frame * lengths @ turn.mT, turn @ (1e-3 * signs / lengths), 1.0 if broken else math.log(2), time)
 
@@ -107,39 +108,32 @@ class Ska(Entry[System, Observed, Predicted]):
 
     def check(self, system: System, observed: Observed, predicted: Predicted) -> list[Check]:
         whole = torch.stack([_action(lambda s, z=z: z * s) for z in observed.flow[-1]]) / math.log(2)
-        exponent = float(np.polyfit(np.log(STEPS), np.log(observed.gaps), 1)[0])
-        K = system.inputs @ system.inputs.mT
+        K, rates = system.inputs @ system.inputs.mT, SCALES / (4 * math.log(2))
         return [
             identity.close("−∫ z dσ(z) / ln 2 is H₂ − 1 bits", _bits(observed.flow[-1]) - 1, whole, 1e-10),
             formula.close("1 − Σ z ΔD / ln 2 along the flow is H₂", predicted.entropy, observed.entropy, 1e-3),
-            formula.close("K steps of η at the same ηK: exponent of the gap over η", 1.0, exponent, 0.1),
+            formula.close("K steps of η at the same ηK: exponent of the gap", 1.0, exponent(STEPS, observed.gaps), 0.1),
             identity.close("flow of the weights is that of the kernel", predicted.flow, observed.flow, 1e-9),
             identity.close("action along two ways", predicted.action, observed.actions, 1e-9),
             identity.close("NTK is XXᵀ", K, observed.kernel, 1e-12),
-            formula.close(
-                "early rates are λ/(4n ln 2)", SCALES / (4 * math.log(2)), observed.early, 1e-4, relative=True
-            ),
+            formula.close("early rates are λ/(4n ln 2)", rates, observed.early, 1e-4, relative=True),
         ]
 
     def panels(self, system: System, observed: Observed, predicted: Predicted) -> tuple[Panel, Panel]:
         grid = torch.linspace(-6, 6, 81, dtype=torch.float64)
-        seen = slice(None, None, 10)
         values = torch.linspace(0, 1.05, 12, dtype=torch.float64)
+        modes = torch.linalg.eigvalsh(observed.kernel)[-SIZE:] / POINTS
+        entropy = (
+            curve("H₂(σ(z))", grid, _bits(grid)),
+            points("1 − Σ z ΔD / ln 2", observed.flow[1::10, :3], observed.entropy[::10, :3]),
+        )
+        growth = (
+            curve("λ / (4n ln 2)", values, values / (4 * math.log(2))),
+            points("observed", modes, observed.early),
+        )
         return (
-            Panel.of(
-                "Entropy of decisions, as knowledge accumulates",
-                "knowledge z",
-                "bits",
-                curve("H₂(σ(z))", grid, _bits(grid)),
-                points("1 − Σ z ΔD / ln 2", observed.flow[1:, :3][seen], observed.entropy[:, :3][seen]),
-            ),
-            Panel.of(
-                "Early growth of each NTK mode",
-                "eigenvalue / n",
-                "rate",
-                curve("λ / (4n ln 2)", values, values / (4 * math.log(2))),
-                points("observed", torch.linalg.eigvalsh(observed.kernel)[-SIZE:] / POINTS, observed.early),
-            ),
+            Panel.of("Entropy of decisions, as knowledge accumulates", "knowledge z", "bits", *entropy),
+            Panel.of("Early growth of each NTK mode", "eigenvalue / n", "rate", *growth),
         )
 
 

@@ -1,5 +1,6 @@
 """Noisy units that are coupled along a graph: redundancy makes their mean precise."""
 
+import itertools
 from typing import NamedTuple, final
 
 import torch
@@ -10,7 +11,8 @@ from kpflow.operators import to_dense
 from kpflow.states import linearise
 from kpflow.states.cells import RateRNN
 
-from .entry import Check, Entry, Panel, curve, formula, identity, monte_carlo, points
+from .draws import normal
+from .entry import Check, Entry, Panel, curve, formula, identity, monte_carlo, pair, points
 
 __all__ = ["Synchronisation"]
 
@@ -89,15 +91,13 @@ class Synchronisation(Entry[System, Observed, Predicted]):
     def run(self, system: System) -> Observed:
         coupling = system.scale * system.coupling
         generator = torch.Generator().manual_seed(system.seed)
-        drift = torch.eye(UNITS, dtype=torch.float64) - STEP * (
-            RATE * torch.eye(UNITS, dtype=torch.float64) + coupling * system.laplacians
-        )
+        drift = (1 - STEP * RATE) * torch.eye(UNITS, dtype=torch.float64) - STEP * coupling * system.laplacians
         cubic = torch.tensor([0.0, STEP], dtype=torch.float64)[:, None, None, None]
         shape = (2, len(GRAPHS), system.trials, UNITS)
         x = torch.zeros(shape, dtype=torch.float64)
         total = torch.zeros(3, 2, len(GRAPHS), dtype=torch.float64)
         for step in range(SETTLE + COUNT):
-            noise = torch.randn(shape[1:], generator=generator, dtype=torch.float64)
+            noise = normal(generator, *shape[1:])
             x = x @ drift - cubic * x**3 + NOISE * STEP**0.5 * noise
             if step >= SETTLE and step % 10 == 0:
                 mean = x.mean(dim=3)
@@ -136,19 +136,12 @@ class Synchronisation(Entry[System, Observed, Predicted]):
             ("of one unit", predicted.unit, observed.unit),
             ("of the mean", predicted.mean, observed.mean),
         )
-        lines = [
-            line
-            for i, (label, expected, found) in enumerate(rows)
-            for line in (
-                curve(label, places, expected, group=i),
-                points("", places, found, group=i),
-            )
-        ]
+        variances = itertools.chain(*(pair(label, places, law, seen, i) for i, (label, law, seen) in enumerate(rows)))
         along = torch.linspace(0.0, UNITS, 50, dtype=torch.float64)
         expected = curve("1/(λ + κν)", along, 1 / (RATE + system.coupling * along))
         found = [points(kind, predicted.modes[i], observed.gains[i], group=i + 1) for i, kind in enumerate(GRAPHS)]
         return (
-            Panel.of("Variances: none, ring, star, complete", "ν₂ of the graph", "variance", *lines, log="y"),
+            Panel.of("Variances: none, ring, star, complete", "ν₂ of the graph", "variance", *variances, log="y"),
             Panel.of("Gain of P at zero frequency", "ν", "gain", expected, *found),
         )
 

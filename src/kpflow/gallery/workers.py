@@ -11,7 +11,8 @@ from kpflow.flow import Ntk, objectives
 from kpflow.operators import to_dense
 from kpflow.states import linearise
 
-from .entry import Check, Entry, Panel, curve, identity, monte_carlo, points
+from .draws import normal
+from .entry import Check, Entry, Panel, identity, monte_carlo, pair, points
 
 __all__ = ["Workers"]
 
@@ -37,7 +38,7 @@ class Observed(NamedTuple):
     cosine: float  # mean between two workers
     dispersion: float  # standard deviation of a worker's loss
     aggregate: float  # mean |ḡ|²
-    noise_scale: float  # tr Σ from |g|² of workers and |ḡ|²
+    noise_scale: float  # tr Σ = (⟨|g|²⟩ − |ḡ|²)/(1/b − 1/(bN))
     same: tuple[float, float]  # dispersion and cosine of workers with the same data
     sums: Tensor  # [n], |Σ g| of 1, …, n agents over |g|
     blocks: Tensor  # [2, N, N], ⟨g_a, g_b⟩ of a round by `objectives`, and as r_aᵀ Θ_ab r_b
@@ -89,32 +90,30 @@ class Workers(Entry[System, Observed, Predicted]):
             )
         generator = torch.Generator().manual_seed(seed)
 
-        def draw(*shape: int) -> Tensor:
-            return torch.randn(shape, generator=generator, dtype=torch.float64)
-
         rounds = 400 if short else 3000
-        distance = draw(SIZE)
-        distance = distance / distance.norm()
-        noise = math.sqrt(NOISE) * draw(rounds, COUNT, BATCH)
-        directions = draw(2000, COUNT + 1, SIZE)
+        distance = normal(generator, SIZE)
+        noise = math.sqrt(NOISE) * normal(generator, rounds, COUNT, BATCH)
+        directions = normal(generator, 2000, COUNT + 1, SIZE)
         mixed = math.sqrt(correlation) * directions[:, :1] + math.sqrt(1 - correlation) * directions[:, 1:]
-        return System(distance, draw(rounds, COUNT, BATCH, SIZE), noise, correlation, mixed, 1.5 if broken else 1.0)
+        inputs = normal(generator, rounds, COUNT, BATCH, SIZE)
+        return System(distance / distance.norm(), inputs, noise, correlation, mixed, 1.5 if broken else 1.0)
 
     def run(self, system: System) -> Observed:
         miss = system.inputs @ system.distance - system.excess * system.noise
         gradients = (miss[..., None] * system.inputs).mean(dim=2)  # [r, N, p]
-        grams = gradients @ gradients.mT
-        losses = miss.square().mean(dim=2) / 2
+        grams, losses = gradients @ gradients.mT, miss.square().mean(dim=2) / 2
+        alike, equal = (part[:, :1].expand_as(part) for part in (gradients, losses))  # as if all saw the data of one
+        aggregate = float(gradients.mean(dim=1).square().sum(dim=1).mean())
+        apart = float(gradients.square().sum(dim=2).mean()) - aggregate
         total = system.directions.cumsum(dim=1).square().sum(dim=2).mean(dim=0)
-        by_objectives, by_ntk = _cross_blocks(system.inputs[0], miss[0], system.distance)
         return Observed(
             _cosine(grams),
             float((losses.std(dim=1).square().mean()).sqrt()),
-            float(gradients.mean(dim=1).square().sum(dim=1).mean()),
-            _noise_scale(gradients),
-            (float(losses[:, :1].expand(-1, COUNT).std(dim=1).max()), _cosine(_same(gradients))),
+            aggregate,
+            apart / (1 / BATCH - 1 / (BATCH * COUNT)),
+            (float(equal.std(dim=1).max()), _cosine(alike @ alike.mT)),
             (total / total[0]).sqrt(),
-            torch.stack([by_objectives, by_ntk]),
+            torch.stack(_cross_blocks(system.inputs[0], miss[0], system.distance)),
             grams[0],
             grams.mean(dim=0),
         )
@@ -137,13 +136,7 @@ class Workers(Entry[System, Observed, Predicted]):
             monte_carlo.close("cosine of two workers", predicted.cosine, observed.cosine, 0.05, relative=True),
             monte_carlo.close("dispersion of losses", predicted.dispersion, observed.dispersion, 0.03, relative=True),
             monte_carlo.close("|ḡ|²", predicted.aggregate, observed.aggregate, 0.03, relative=True),
-            monte_carlo.close(
-                "noise from the norms of workers and their mean",
-                predicted.noise_scale,
-                observed.noise_scale,
-                0.1,
-                relative=True,
-            ),
+            monte_carlo.close("noise from norms", predicted.noise_scale, observed.noise_scale, 0.1, relative=True),
             identity.close("dispersion where all see the same", 0.0, observed.same[0], 1e-14),
             identity.close("cosine where all see the same", 1.0, observed.same[1], 1e-12),
             monte_carlo.close("|Σg| of n agents", predicted.sums, observed.sums, 0.03, relative=True),
@@ -153,17 +146,14 @@ class Workers(Entry[System, Observed, Predicted]):
 
     def panels(self, system: System, observed: Observed, predicted: Predicted) -> tuple[Panel, Panel]:
         number = torch.arange(1, COUNT + 1)
-        sums = (
-            curve("√(n + n(n−1)ρ)", number, predicted.sums),
-            points("agents", number, observed.sums),
-        )
+        sums = pair("√(n + n(n−1)ρ)", number, predicted.sums, observed.sums)
         apart = predicted.noise_scale / BATCH
         common = COUNT * (predicted.aggregate - apart / COUNT)
-        expected = torch.tensor([common + apart] + [apart] * (COUNT - 1))
+        expected = [common + apart] + [apart] * (COUNT - 1)
+        mean, one = (torch.linalg.eigvalsh(gram).flip(0) for gram in (observed.mean, observed.gram))
         spectrum = (
-            curve("N|μ|² + tr Σ/b, tr Σ/b", number, expected),
-            points("mean of all rounds", number, torch.linalg.eigvalsh(observed.mean).flip(0)),
-            points("one round", number, torch.linalg.eigvalsh(observed.gram).flip(0), group=1),
+            *pair("N|μ|² + tr Σ/b, tr Σ/b; mean of all rounds", number, expected, mean),
+            points("one round", number, one, group=1),
         )
         return (
             Panel.of("Size of the sum of gradients", "number of agents", "|Σg| / |g|", *sums),
@@ -176,18 +166,6 @@ def _cosine(grams: Tensor) -> float:
     size = grams.diagonal(dim1=1, dim2=2).sqrt()
     cosines = grams / (size[:, :, None] * size[:, None, :])
     return float((cosines.sum(dim=(1, 2)) - COUNT).mean()) / (COUNT * (COUNT - 1))
-
-
-def _same(gradients: Tensor) -> Tensor:
-    first = gradients[:, :1].expand(-1, COUNT, -1)
-    return first @ first.mT
-
-
-def _noise_scale(gradients: Tensor) -> float:
-    """tr Σ = (⟨|g|²⟩ − |ḡ|²) / (1/b − 1/(bN))."""
-    workers = gradients.square().sum(dim=2).mean()
-    mean = gradients.mean(dim=1).square().sum(dim=1).mean()
-    return float((workers - mean) / (1 / BATCH - 1 / (BATCH * COUNT)))
 
 
 def _cross_blocks(inputs: Tensor, miss: Tensor, weights: Tensor) -> tuple[Tensor, Tensor]:
