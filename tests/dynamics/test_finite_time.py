@@ -163,6 +163,33 @@ def test_decay_is_that_of_blocks_of_the_dense_propagator() -> None:
     assert float(torch.linalg.slogdet(matrix)[1]) == pytest.approx(0, abs=1e-12)  # det P = 1
 
 
+@pytest.mark.parametrize("gain", [2.5, 0.6])
+def test_the_norm_of_the_propagator_grows_with_the_leading_exponent(gain: float) -> None:
+    """P from h₁ on: its norm is between that of its largest block and the sum of the largest at each lag."""
+    step = nn.RNNCell(2, 10, bias=False).double()
+    with torch.no_grad():
+        step.weight_hh.copy_(gain * randn(10, 10, seed=0) / 10**0.5)
+        step.weight_ih.copy_(0.3 * randn(10, 2, seed=3))
+    inputs, initial = randn(1, 41, 2, seed=1), randn(1, 10, seed=2)
+    first, later = step(inputs[:, 0], initial).detach(), inputs[:, 1:]
+    dense = kp.operators.to_dense(kp.Propagator(kp.linearise(step, inputs, initial=initial))).reshape(410, 410)
+    lengths, norms, exponents = (10, 20, 40), [], []
+    for steps in lengths:
+        block = dense[: 10 * (steps + 1), : 10 * (steps + 1)]
+        norms.append(float(torch.linalg.matrix_norm(block, 2).log()))
+        exponents.append(float(finite_time_exponents(step, later[:, :steps], first, k=1).exponents))
+    largest = torch.cat([greens_decay(step, later, first, lags=[lag], starts=40).largest for lag in range(1, 41)])
+    assert float(largest[-1]) == pytest.approx(40 * exponents[-1], abs=1e-11)
+    assert max(0.0, float(largest.max())) <= norms[-1] <= math.log(1 + float(largest.exp().sum()))
+    if gain > 1:
+        gaps = [norm / steps - exponent for norm, steps, exponent in zip(norms, lengths, exponents, strict=True)]
+        assert exponents[-1] > 0.15
+        assert gaps[0] > gaps[1] > gaps[2] > 0  # log ‖P‖ / T comes to the exponent, from above
+    else:
+        assert exponents[-1] < -0.5
+        assert norms[2] < norms[0] + 0.1  # ‖P‖ is that of its first blocks, however long the trajectory
+
+
 def test_decay_at_long_lags_is_exact() -> None:
     """‖(½ R)ᵗ‖ = 2⁻ᵗ, far below what floats hold."""
     turn = torch.tensor([[0.6, -0.8], [0.8, 0.6]], dtype=torch.float64)

@@ -24,6 +24,14 @@ LAGS = 32
 class GreensDecay:
     """log ‖Φ(s + lag, s)‖₂ of the derivative Φ(t, s) = ∂h_t/∂h_s = J_t … J_{s+1}, blocks of the propagator P.
 
+    log ‖Φ(t, s)‖₂ = (t − s) dt λ with the leading finite-time exponent λ from s to t. A matrix of blocks has at least
+    the norm of each of them, and at most the sum over its diagonals of the largest on each:
+
+        max_{t,s} ‖Φ(t, s)‖ ≤ ‖P‖ ≤ 1 + Σ_{lag ≥ 1} max_s ‖Φ(s + lag, s)‖,
+
+    so that log ‖P‖ / (T dt) tends to λ along a stationary trajectory with λ > 0, and ‖P‖ stays bounded where ‖Φ‖ decays
+    exponentially.
+
     Args:
         lags: Steps between the two states, rising, shape `[L]`.
         starts: Steps after which the change is made, from 0 (`initial` itself), shape `[S]`.
