@@ -34,6 +34,7 @@ CASES = {name: get(name, **SMALLER.get(name.split("_")[0], {})) for name in name
     "flipflop dense": FlipFlop(K=2, steps=64, p=0.5, first="pulse", blind=2, dt=10.0, tau=100.0),
     "flipflop one bit": FlipFlop(K=1, steps=20, p=0.2),
     "integration with a bound": Integration(steps=40, bound=0.2, leak=0.1, sigma=0.3),
+    "integration of pulses": Integration(steps=40, pulses=5.0, sigma=0.3),
     "context_integration paired": ContextIntegration(paired=True),
     "digits by rows": SequentialDigits(rows=True, sigma=0.1),
     "student_teacher correlated": StudentTeacher(correlation=100.0, sigma=0.1),

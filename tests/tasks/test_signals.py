@@ -56,6 +56,37 @@ def test_drifts_are_uniform_and_evenly_spaced_on_the_grid():
     assert Integration().sample(1, mode="grid").conditions["drift"].tolist() == [0]
 
 
+def test_pulses_move_the_position_by_a_jump_and_keep_their_distance():
+    task = Integration(steps=2000, pulses=10.0, refractory=60.0, jump=0.3, drift=5.0)
+    trials = task.sample(20, generator=seeded(20), dtype=F64)
+    moves = trials.targets[:, :, 0].diff(dim=1, prepend=torch.zeros(20, 1, dtype=F64))
+    torch.testing.assert_close(moves, 0.02 * trials.inputs_clean[:, :, 0], rtol=0, atol=1e-12)
+    comes = moves.abs() > 1e-9
+    torch.testing.assert_close(moves[comes].abs(), torch.full((int(comes.sum()),), 0.3, dtype=F64))
+    gaps = torch.cat([row.nonzero()[:, 0].diff() for row in comes]).double()
+    assert int(gaps.min()) == 4  # three steps of rest, and the next may have one
+    assert abs(float(gaps.mean()) - (3 + 1 / 0.2)) < 4 * math.sqrt(0.8) / 0.2 / math.sqrt(len(gaps))  # geometric
+    signs = moves[comes].sign()
+    assert abs(float(signs.mean())) < 4 / math.sqrt(len(signs))
+    assert not trials.conditions["drift"].any()
+    assert not task.static_inputs("integration", trials.conditions).any()
+
+
+def test_pulses_without_rest_come_at_every_step_if_so_wanted():
+    trials = Integration(steps=30, pulses=50.0, refractory=0.0).sample(3, generator=seeded(21), dtype=F64)
+    assert torch.equal(trials.inputs_clean.abs(), torch.full((3, 30, 1), 25.0, dtype=F64))
+    assert len(trials.inputs_clean.unique()) == 2
+
+
+def test_pulses_on_the_grid_are_regular():
+    task = Integration(steps=12, pulses=10.0, refractory=100.0, jump=0.4, leak=0.1)
+    trials = task.sample(3, mode="grid", dtype=F64)
+    assert trials.inputs_clean[2, :, 0].nonzero()[:, 0].tolist() == [0, 6]  # of 5 steps for 1/r, 6 with the rest
+    assert trials.inputs_clean[:, 0, 0].tolist() == pytest.approx([-20.0, 0.0, 20.0])
+    assert float(trials.targets[2, 6, 0]) == pytest.approx(0.4 * (1 + 0.9**6))
+    assert float(task.sample(1, mode="grid", dtype=F64).targets[0, 0, 0]) == pytest.approx(0.4)
+
+
 @pytest.mark.parametrize("order", ["cos_sin", "sin_cos"])
 def test_the_angle_is_the_integral_of_the_velocity(order):
     task = AngularIntegration(order=order)
@@ -393,6 +424,9 @@ def test_shared_scores():
         (lambda: Integration(bound=0), "`bound` must be a positive number; got 0"),
         (lambda: Integration(steps=0), "`steps` must be a positive whole number; got 0"),
         (lambda: Integration(spread=-1), "`spread` must be a number at least 0; got -1"),
+        (lambda: Integration(pulses=51), "`pulses` must be a number between 0 and 50; got 51"),
+        (lambda: Integration(refractory=-1), "`refractory` must be a number at least 0; got -1"),
+        (lambda: Integration(jump=0), "`jump` must be a positive number; got 0"),
         (lambda: AngularIntegration(block=0), "`block` must be a positive whole number; got 0"),
         (lambda: AngularIntegration(speed=0), "`speed` must be a positive number; got 0"),
         (lambda: AngularIntegration(order="x"), "`order` must be one of 'cos_sin', 'sin_cos'; got 'x'"),

@@ -14,7 +14,7 @@ from kpflow._checks import check_one_of, check_positive, check_range
 from .base import Task, check_noise, need_condition, trials_of
 from .directions import angular_distance, draw_angles, read_angle, to_channels
 from .scores import explained, within
-from .timing import consecutive
+from .timing import consecutive, to_steps
 from .trials import Trials
 
 __all__ = ["AngularIntegration", "Integration"]
@@ -32,6 +32,10 @@ class Integration(Task):
     One epoch, `integration`, whose static input is the mean b, the condition `drift`; b ~ U(−`drift`, `drift`), and the
     other condition is `final`, y at the last step. On the grid b goes evenly from −`drift` to `drift`, and ξ is 0.
 
+    With `pulses` r > 0 the input is pulses of one step instead, each of which moves y by ±`jump`, u = ±`jump`/Δ: one
+    comes with probability r Δ at each step, but none within `refractory` of the one before. Then b = 0, also as the
+    static input. On the grid they come regularly, and move y by amounts that go evenly from −`jump` to `jump`.
+
     An output is right where |ŷ − y| < `tolerance`. `score` returns `accuracy`, the fraction of right outputs, and `r2`,
     the variance explained.
 
@@ -45,17 +49,22 @@ class Integration(Task):
         sigma: Standard deviation, per step, of further noise on the input that the target does not contain.
         dt: Duration of a step, ms.
         tau: Time constant of the units, ms.
+        pulses: r, per second outside of refractory times; 0 for b and ξ.
+        refractory: Time after a pulse in which there is no other, ms.
+        jump: By how much a pulse moves y.
 
     Raises:
         ValueError: A parameter is out of range.
 
     Source: Maheswaranathan et al. (2019) and the tutorials of computation-through-dynamics for drift and noise, with
-    targets Σ_{s ≤ t} u_s Δ; leak and bound are ours.
+    targets Σ_{s ≤ t} u_s Δ; trainRNNbrain for pulses with refractory times; leak, bound and the parameters are ours.
 
     Example:
         >>> trials = Integration(steps=4, drift=1.0, leak=0.5, dt=1000.0).sample(2, mode="grid")
         >>> trials.targets[:, :, 0].tolist()
         [[-1.0, -1.5, -1.75, -1.875], [1.0, 1.5, 1.75, 1.875]]
+        >>> Integration(steps=5, pulses=25.0, refractory=20.0).sample(2, mode="grid").targets[:, :, 0].tolist()
+        [[-0.5, -0.5, -1.0, -1.0, -1.5], [0.5, 0.5, 1.0, 1.0, 1.5]]
     """
 
     steps: int = 100
@@ -67,6 +76,9 @@ class Integration(Task):
     sigma: int | float = 0.0
     dt: int | float = 20.0
     tau: int | float = 100.0
+    pulses: int | float = 0.0
+    refractory: int | float = 100.0
+    jump: int | float = 0.5
 
     def __post_init__(self) -> None:
         check_positive("steps", self.steps, integer=True)
@@ -76,6 +88,9 @@ class Integration(Task):
         check_positive("bound", self.bound)
         check_positive("tolerance", self.tolerance)
         check_noise(self)
+        check_range("pulses", self.pulses, 0, 1000 / self.dt)
+        check_range("refractory", self.refractory, 0)
+        check_positive("jump", self.jump)
 
     @property
     def name(self) -> str:
@@ -103,7 +118,9 @@ class Integration(Task):
 
     def _draw(self, B: int, generator: torch.Generator | None, shared_timing: bool) -> Trials:  # noqa: ARG002
         step = self.dt / 1000
-        if generator is None:
+        if self.pulses:
+            drift, velocity = torch.zeros(B, dtype=torch.float64), self._pulses(B, generator) / step
+        elif generator is None:
             drift = self.drift * torch.linspace(-1, 1, B, dtype=torch.float64) if B > 1 else torch.zeros(1).double()
             velocity = drift[:, None].repeat(1, self.steps)
         else:
@@ -124,6 +141,19 @@ class Integration(Task):
             epochs=consecutive(self.epoch_names, torch.full((B, 1), self.steps)),
             conditions={"drift": drift, "final": position[:, -1].clone()},
         )
+
+    def _pulses(self, B: int, generator: torch.Generator | None) -> Float[Tensor, "B T"]:
+        """By how much the pulse of each step moves y; 0 where there is none."""
+        chance, rest = self.pulses * self.dt / 1000, to_steps(self.refractory, self.dt)
+        if generator is None:
+            comes = (torch.arange(self.steps) % max(round(1 / chance), rest + 1) == 0).expand(B, self.steps)
+            size = torch.linspace(-1, 1, B, dtype=torch.float64) if B > 1 else torch.ones(1, dtype=torch.float64)
+            return self.jump * size[:, None] * comes
+        comes = torch.rand(B, self.steps, generator=generator, dtype=torch.float64) < chance
+        for t in range(1, self.steps):
+            comes[:, t] &= ~comes[:, max(0, t - rest) : t].any(dim=1)
+        sign = 2 * torch.randint(2, (B, self.steps), generator=generator) - 1
+        return self.jump * (sign * comes).double()
 
     def _static_inputs(self, epoch: str, conditions: Mapping[str, Tensor], zeros: Tensor) -> Tensor:
         return need_condition(conditions, "drift", epoch).to(zeros)[:, None].clone()
