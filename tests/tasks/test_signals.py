@@ -460,3 +460,9 @@ def test_parameters_out_of_range(make, message):
 def test_anti_is_a_flag():
     with pytest.raises(TypeError, match="`anti` must be True or False; got 1"):
         FlipFlop(anti=1)
+
+
+@pytest.mark.parametrize("dt", [3e4, float("inf"), float("nan")])
+def test_steps_of_chaotic_systems_are_bounded(dt):
+    with pytest.raises(ValueError, match="`dt` must be a"):
+        ChaosForecast("lorenz", dt=dt)

@@ -9,7 +9,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from kpflow._checks import check_one_of, check_positive
+from kpflow._checks import check_one_of, check_positive, check_range
 
 from .base import Task, check_noise, trials_of
 from .scores import explained, within
@@ -150,6 +150,10 @@ SYSTEMS: Mapping[str, ChaoticSystem] = {
 """The systems by name; exponents from Sprott (2003), means and deviations measured over trajectories."""
 
 
+SUBSTEPS = 1000
+"""The most steps of integration in one step of a trial."""
+
+
 @final
 @dataclasses.dataclass(frozen=True)
 class ChaosForecast(Task):
@@ -174,7 +178,7 @@ class ChaosForecast(Task):
         steps: T.
         tolerance: Error below which an output is right.
         sigma: Standard deviation of the noise per step on the normalised inputs.
-        dt: Duration of a step, ms, where 1000 ms are the unit of time of the system.
+        dt: Duration of a step, ms, where 1000 ms are the unit of time of the system; at most 1000 steps of integration.
         tau: Time constant of the units, ms.
 
     Raises:
@@ -204,6 +208,7 @@ class ChaosForecast(Task):
         check_positive("steps", self.steps, integer=True)
         check_positive("tolerance", self.tolerance)
         check_noise(self)
+        check_range("dt", self.dt, 0, 1000 * SUBSTEPS * SYSTEMS[self.system].step)
 
     @property
     def name(self) -> str:
