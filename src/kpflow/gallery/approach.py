@@ -12,6 +12,7 @@ from kpflow.flow import Ntk, ParameterKernel, Propagator
 from kpflow.operators import Restriction, to_dense
 from kpflow.states import linearise
 
+from .draws import normal
 from .entry import Check, Entry, Panel, curve, formula, identity, monte_carlo, points
 
 __all__ = ["Approach"]
@@ -64,7 +65,7 @@ class Approach(Entry[System, Observed, Predicted]):
 
     name = "approach"
     title = "Approach to a bifurcation"
-    paper = "KPFlow 2025, arXiv 2507.06381; the state-space NTK near bifurcations"
+    paper = "Hazelden et al. 2025, arXiv 2507.06381; the state-space NTK near bifurcations"
     kernels = (
         "P supplies (1 − w²)⁻² of the growth and K the rest, both along v: near the bifurcation the NTK has effective "
         "rank one."
@@ -80,11 +81,9 @@ class Approach(Entry[System, Observed, Predicted]):
         generator = torch.Generator().manual_seed(seed)
         draw = np.random.default_rng(seed)
         model = nn.RNN(2, 4, batch_first=True).double()
-        with torch.no_grad():
-            for value in model.parameters():
-                value.copy_(0.5 * torch.randn(value.shape, generator=generator, dtype=torch.float64))
-        inputs = torch.randn(2, 5, 2, generator=generator, dtype=torch.float64)
-        direction = draw.standard_normal(UNITS)
+        for value in model.parameters():
+            value.data = 0.5 * normal(generator, *value.shape)
+        inputs, direction = normal(generator, 2, 5, 2), draw.standard_normal(UNITS)
         strengths = tuple(w for w in (0.5, 0.8, 0.9) if w < nearest)
         return System(
             model,
@@ -113,11 +112,9 @@ class Approach(Entry[System, Observed, Predicted]):
         )
 
     def predict(self, system: System) -> Predicted:
-        rest = 1 - np.array(system.strengths) ** 2
-        return Predicted((2 - rest) / rest**3 + (UNITS - 1) / rest, 1 / rest + UNITS - 1)
+        return _expected(np.array(system.strengths))
 
     def check(self, system: System, observed: Observed, predicted: Predicted) -> list[Check]:
-        shares = [_share(values.channel, values.others) for values in (predicted, observed)]
         return [
             identity.close("NTK = P K Pᵀ of a tanh network", observed.composed, observed.ntk, 1e-12),
             identity.close("K = D (ZZᵀ ⊗ I) D", observed.explicit, observed.kernel, 1e-12),
@@ -125,51 +122,42 @@ class Approach(Entry[System, Observed, Predicted]):
             # by 8 seeds of short runs: 0.019 to 0.053, across 0.009 to 0.029, share 0.001 to 0.011
             monte_carlo.close("channel along v", predicted.channel, observed.channel, 0.12, relative=True),
             monte_carlo.close("across v", predicted.others, observed.others, 0.12, relative=True),
-            monte_carlo.close("share of the channel in the trace", shares[0], shares[1], 0.03),
+            monte_carlo.close("share of the channel in the trace", _share(predicted), _share(observed), 0.03),
             formula.close("exponent of the growth with 1 − w", -3.0, observed.exponent, 0.02),
         ]
 
     def panels(self, system: System, observed: Observed, predicted: Predicted) -> tuple[Panel, Panel]:
         away = np.logspace(math.log10(1 - system.strengths[-1]) - 0.1, -0.2, 60)
-        rest = 1 - (1 - away) ** 2
-        channel, others = (2 - rest) / rest**3 + (UNITS - 1) / rest, 1 / rest + UNITS - 1
-        seen = 1 - np.array(system.strengths)
+        line, seen = _expected(1 - away), 1 - np.array(system.strengths)
         return (
             Panel.of(
                 "Share of the critical channel in the NTK",
                 "1 − w",
                 "share",
-                curve("predicted", away, _share(channel, others)),
-                points("", seen, _share(observed.channel, observed.others)),
+                curve("predicted", away, _share(line)),
+                points("", seen, _share(observed)),
                 log="x",
             ),
             Panel.of(
                 "Eigenvalues of the mean NTK at equal times",
                 "1 − w",
                 "eigenvalue",
-                curve("along v", away, channel),
+                curve("along v", away, line.channel),
                 points("", seen, observed.channel),
-                curve("across v", away, others, group=1),
+                curve("across v", away, line.others, group=1),
                 points("", seen, observed.others, group=1),
                 log="xy",
             ),
         )
 
 
-@final
-class Linear(nn.Module):
-    """h ← W h + x."""
-
-    def __init__(self, weights: Tensor) -> None:
-        nn.Module.__init__(self)
-        self.weights = nn.Parameter(weights)
-
-    def forward(self, state: Tensor, drive: Tensor) -> Tensor:
-        return state @ self.weights.mT + drive
+def _expected(strength: ndarray) -> Predicted:
+    rest = 1 - strength**2
+    return Predicted((2 - rest) / rest**3 + (UNITS - 1) / rest, 1 / rest + UNITS - 1)
 
 
-def _share(channel: ndarray, others: ndarray) -> ndarray:
-    return channel / (channel + (UNITS - 1) * others)
+def _share(values: Observed | Predicted) -> ndarray:
+    return values.channel / (values.channel + (UNITS - 1) * values.others)
 
 
 def _explicit(system: System, states: Tensor) -> Tensor:
@@ -196,8 +184,9 @@ def _two_ways(system: System, strength: float) -> tuple[ndarray, ndarray]:
     v = system.direction
     u = np.linalg.svd(v[None])[2][1]
     noise = system.draw.standard_normal((2, 12, UNITS))
-    step = Linear(torch.from_numpy(strength * np.outer(v, v)))
-    lin = linearise(step, torch.from_numpy(noise), initial=torch.zeros(2, UNITS, dtype=torch.float64))
+    weights = {"W": torch.from_numpy(strength * np.outer(v, v)).requires_grad_()}
+    start = torch.zeros(2, UNITS, dtype=torch.float64)
+    lin = linearise(lambda h, x, p: h @ p["W"].mT + x, torch.from_numpy(noise), initial=start, parameters=weights)
     blocks = to_dense(Ntk(lin, readout=Restriction(lin.space, {"time": [11]}))).numpy().reshape(2, UNITS, 2, UNITS)
     known = [axis @ blocks[trial, :, trial] @ axis for axis in (v, u) for trial in range(2)]
     before = lin.states[:, :-1].numpy()  # h at steps 1 to 11, those that act on the last

@@ -15,6 +15,7 @@ __all__ = ["Entanglement"]
 
 VOCABULARY, EMBEDDING, HIDDEN, LENGTH, BETA = 12, 8, 16, 7, 0.5
 ETAS = (1e-6, 1e-4, 1e-3)
+SOME = (0, 1, 64, 65, 128, 129)  # two pairs for each m
 
 Weights = dict[str, Tensor]
 
@@ -113,11 +114,9 @@ class Entanglement(Entry[System, Observed, Predicted]):
         for name, value in gradients.items():
             shape = (-1, *(1,) * (value.ndim - 2))
             steps[name] = slope.reshape(shape) * (value[:, 0] + system.sign * value[:, 1])
-            units[name] = value[:, 0] / size[:, 0].reshape(shape) + system.sign * value[:, 1] / size[:, 1].reshape(
-                shape
-            )
-        some = [0, 1, 64, 65, 128, 129]
-        seen = [_package(system, i) for i in some]
+            unit = value / size.reshape(-1, 2, *shape[1:])
+            units[name] = unit[:, 0] + system.sign * unit[:, 1]
+        seen = [_package(system, i) for i in SOME]
         stages = torch.stack([cosines for _, cosines in seen]).unflatten(0, (3, 2)).mean(dim=1)
         return Observed(
             torch.stack([stepped(steps, eta) for eta in ETAS]),
@@ -131,8 +130,8 @@ class Entanglement(Entry[System, Observed, Predicted]):
         pairs = torch.stack([system.chosen, system.rejected], dim=1)
         gradients = _flat(_gradients(weights, pairs))
         kernels = gradients @ gradients.mT
-        margin = _log_probabilities(weights, pairs) @ torch.tensor([1.0, -1.0], dtype=torch.float64)
         direction = torch.tensor([1.0, -1.0], dtype=torch.float64)
+        margin = _log_probabilities(weights, pairs) @ direction
         moved = (BETA * torch.sigmoid(-BETA * margin))[:, None] * (kernels @ direction)
         size = kernels.diagonal(dim1=1, dim2=2).sqrt()
         cosine = kernels[:, 0, 1] / size.prod(dim=1)
@@ -152,10 +151,9 @@ class Entanglement(Entry[System, Observed, Predicted]):
         product = predicted.kernels[:, 0, 1]
         least = predicted.kernels.diagonal(dim1=1, dim2=2).amin(dim=1)
         near = system.differing <= 2
-        some = [0, 1, 64, 65, 128, 129]
         one_way = (product > least).double()
         return [
-            identity.close("Θ by `objectives`, by gradients", predicted.kernels[some], observed.kernels, 1e-10),
+            identity.close("Θ by `objectives`, by gradients", predicted.kernels[list(SOME)], observed.kernels, 1e-10),
             formula.close("change of both, scaled, η = 1e-6", 0.0, remainder[0] / scale, 1e-4),
             formula.close("order of the remainder", 2.0, slope, 0.05),
             formula.close("wrong signs among 388", 0.0, float(wrong), 0.0),
@@ -170,13 +168,11 @@ class Entanglement(Entry[System, Observed, Predicted]):
     def panels(self, system: System, observed: Observed, predicted: Predicted) -> tuple[Panel, Panel]:
         values = observed.moved[0] / ETAS[0]
         reach = torch.stack([predicted.moved.min(), predicted.moved.max()])
-        moved = tuple(
-            points(f"m = {m}", predicted.moved[system.differing == m], values[system.differing == m], group=i)
-            for i, m in enumerate((1, 2, 5))
-        )
-        stages = tuple(
-            points(f"m = {m}", range(len(STAGES)), observed.stages[i], group=i) for i, m in enumerate((1, 2, 5))
-        )
+        moved, stages = [], []
+        for i, m in enumerate((1, 2, 5)):
+            some = system.differing == m
+            moved.append(points(f"m = {m}", predicted.moved[some], values[some], group=i))
+            stages.append(points(f"m = {m}", range(len(STAGES)), observed.stages[i], group=i))
         equal = curve("", reach, reach, group=3)
         return (
             Panel.of("Change of ln π by a step", "predicted / η", "observed / η", equal, *moved),

@@ -9,12 +9,14 @@ from torch import Tensor
 from kpflow.flow import cores
 from kpflow.states import linearise
 
+from .draws import normal, orthogonal
 from .entry import Check, Entry, Line, Panel, curve, formula, identity, points
 from .students import linear_network
 
 __all__ = ["LowRank"]
 
 SIZE, DATA, TRUE_RANK, DECAY, RATE = 30, 12, 6, 0.1, 0.05
+TIMES = (1, 10, 100)
 WIDTH, THRESHOLD, FALLS = 50, 0.5, (0.005, 0.0225, 0.08)
 
 
@@ -26,7 +28,6 @@ class System(NamedTuple):
     targets: Tensor  # [d, n], Y
     start: Tensor  # [d, d]
     decay: float
-    rate: float
     steps: int
     layers: tuple[Tensor, ...]
     shrink: float  # of the decay in what is run
@@ -37,14 +38,12 @@ class Observed(NamedTuple):
     """Weights and gradients along the run."""
 
     weights: Tensor  # [t, d, d], kept ones
-    times: tuple[int, ...]
     final: Tensor
     gradient: Tensor  # ∇L at the end
     size: Tensor  # |G|² by autograd at the start
     ranks: tuple[int, ...]  # that a global threshold keeps, by layer
     tails: Tensor  # [layers], squared errors of the truncated layers
     gram: Tensor  # [n], eigenvalues of the weight-site core
-    multiplicity: int
 
 
 @final
@@ -90,48 +89,40 @@ class LowRank(Entry[System, Observed, Predicted]):
                 "that are done, and with more the steps are too long."
             )
         generator = torch.Generator().manual_seed(seed)
-
-        def draw(*shape: int) -> Tensor:
-            return torch.randn(shape, generator=generator, dtype=torch.float64)
-
-        inputs = draw(SIZE, DATA)
-        targets = draw(SIZE, TRUE_RANK) @ draw(TRUE_RANK, DATA) / TRUE_RANK**0.5
+        inputs = normal(generator, SIZE, DATA)
+        targets = normal(generator, SIZE, TRUE_RANK) @ normal(generator, TRUE_RANK, DATA) / TRUE_RANK**0.5
         # orthogonal factors around spectra that fall slowly, faster, fastest
         falls = [torch.exp(-rate * torch.arange(WIDTH, dtype=torch.float64)) for rate in FALLS]
-        turns = [[torch.linalg.qr(draw(WIDTH, WIDTH)).Q for _ in range(2)] for _ in falls]
+        turns = [[orthogonal(generator, WIDTH) for _ in range(2)] for _ in falls]
         layers = tuple((u * 3.0 * s) @ v for (u, v), s in zip(turns, falls, strict=True))
         steps = round((10 if short else 40) / (RATE * decay))
-        return System(inputs, targets, draw(SIZE, SIZE) / SIZE**0.5, decay, RATE, steps, layers, 0.8 if broken else 1.0)
+        start = normal(generator, SIZE, SIZE) / SIZE**0.5
+        return System(inputs, targets, start, decay, steps, layers, 0.8 if broken else 1.0)
 
     def run(self, system: System) -> Observed:
+        X, Y = system.inputs, system.targets
         model = linear_network([system.start])
-        (weight,) = model.parameters()
-        X, Y = system.inputs.mT, system.targets.mT
-        loss = (model(X) - Y).square().sum() / (2 * DATA)
-        (first,) = torch.autograd.grad(loss, [weight])
-        W, kept, times = system.start, [], (1, 10, 100)
+        (first,) = torch.autograd.grad((model(X.mT) - Y.mT).square().sum() / (2 * DATA), [*model.parameters()])
+        W, kept = system.start, []
         for step in range(1, system.steps + 1):
-            slope = (W @ system.inputs - system.targets) @ system.inputs.mT / DATA
-            W = W - system.rate * (slope + system.shrink * system.decay * W)
-            if step in times:
+            slope = (W @ X - Y) @ X.mT / DATA
+            W = W - RATE * (slope + system.shrink * system.decay * W)
+            if step in TIMES:
                 kept.append(W)
-        slope = (W @ system.inputs - system.targets) @ system.inputs.mT / DATA
         values = [torch.linalg.svdvals(layer) for layer in system.layers]
         ranks = tuple(int((v / v[0] > THRESHOLD).sum()) for v in values)
         tails = [
             (layer - _truncated(layer, rank)).square().sum() for layer, rank in zip(system.layers, ranks, strict=True)
         ]
-        (core,) = cores(linearise(model, X)).values()
+        (core,) = cores(linearise(model, X.mT)).values()
         return Observed(
             torch.stack(kept),
-            times,
             W,
-            slope,
+            (W @ X - Y) @ X.mT / DATA,
             first.square().sum(),
             ranks,
             torch.stack(tails),
             core.spectrum,
-            core.multiplicity,
         )
 
     def predict(self, system: System) -> Predicted:
@@ -147,9 +138,9 @@ class LowRank(Entry[System, Observed, Predicted]):
         return Predicted(final, size, ranks, tails, core)
 
     def check(self, system: System, observed: Observed, predicted: Predicted) -> list[Check]:
-        left = system.rate * system.decay
+        left = RATE * system.decay
         moved = torch.stack(
-            [W - (1 - left) ** time * system.start for W, time in zip(observed.weights, observed.times, strict=True)]
+            [W - (1 - left) ** time * system.start for W, time in zip(observed.weights, TIMES, strict=True)]
         )
         beyond = torch.linalg.svdvals(moved)[:, DATA] / torch.linalg.svdvals(moved)[:, 0]
         scale = float(predicted.final.abs().max())
