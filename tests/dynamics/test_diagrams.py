@@ -45,6 +45,31 @@ def kinds(diagram: Diagram) -> list[str]:
     return [event.label for event in diagram.events]
 
 
+def test_the_cycle_born_at_a_flip():
+    """On the branch of F∘F that leaves the fixed point 1 − 1/r at r = 3 are both states of the cycle."""
+
+    def twice(h: Tensor, r: Tensor) -> Tensor:
+        return logistic(logistic(h, r), r)
+
+    diagram = bifurcation_diagram(twice, vector(0.6)[None], 2.5, bounds=(2.5, 3.5))
+    assert kinds(diagram) == ["supercritical pitchfork", *["supercritical flip"] * 2]  # its own, at either state
+    expected = [3, 1 + math.sqrt(6), 1 + math.sqrt(6)]
+    assert [event.parameter for event in diagram.events] == pytest.approx(expected, abs=1e-10)
+    rest, cycle = diagram.branches
+    torch.testing.assert_close(rest.states[:, 0], 1 - 1 / rest.parameters, rtol=0, atol=1e-11)
+    r, side = cycle.parameters, cycle.states[:, 0] * 2 * cycle.parameters - (cycle.parameters + 1)
+    torch.testing.assert_close(side.square(), (r + 1) * (r - 3), rtol=0, atol=1e-9)
+    assert side[0] * side[-1] < 0  # one state on either side of the birth
+    torch.testing.assert_close(cycle.multipliers[:, 0].real, 4 + 2 * r - r**2, rtol=0, atol=1e-9)
+    assert cycle.stable.tolist() == ((r > 3) & (r < 1 + math.sqrt(6))).tolist()
+
+
+def test_a_flip_says_how_to_go_on():
+    branch = continue_branch(logistic, vector(0.6), 2.5, bounds=(2.5, 3.5))
+    with pytest.raises(ValueError, match=r"got Event\(supercritical flip at 3\).*fixed points of function∘function"):
+        switch_branch(logistic, branch.events[0], bounds=(2.5, 3.5))
+
+
 def test_pitchfork_of_a_unit():
     diagram = bifurcation_diagram(unit, vector(0)[None], 0.0, bounds=(-2.0, 2.0))
     assert kinds(diagram) == ["supercritical flip", "supercritical pitchfork"]

@@ -89,7 +89,10 @@ def switch_branch(
         (Event(supercritical flip at 3),)
     """
     if event.kind not in BRANCHINGS:
-        raise ValueError(f"`event` must be a pitchfork or transcritical one, where branches cross; got {event!r}.")
+        raise ValueError(
+            f"`event` must be a pitchfork or transcritical one, where branches cross; got {event!r}. The cycle that is "
+            "born at a flip is a pair of fixed points of function∘function: follow that."
+        )
     limits = checked_limits(bounds, max_step, steps, time_limit)
     with exact_derivatives():
         curve = checked_curve(function, event.state, event.parameter, limits, flow, tolerance)
@@ -111,7 +114,9 @@ def bifurcation_diagram(
 ) -> Diagram:
     """All branches of fixed points that are connected with given ones, each followed once, through all branch points.
 
-    Cycles born at flips are fixed points of F∘F: give that function, as a start its points beside a flip.
+    The 2-cycle that is born at a flip of F is a pitchfork of fixed points of F∘F: with that function in place of F the
+    diagram has both states of the cycle on one branch, and shows the cycle's own bifurcations; fixed points of F are
+    fixed points of F∘F too.
 
     Args:
         function: As of `continue_branch`.
@@ -132,6 +137,14 @@ def bifurcation_diagram(
         >>> unit = lambda h, w: torch.tanh(w * h)
         >>> bifurcation_diagram(unit, torch.zeros(1, 1, dtype=torch.float64), 0.0, bounds=(-2.0, 2.0))
         Diagram(2 branches: 1 supercritical flip, 1 supercritical pitchfork)
+
+        The 2-cycle of the logistic map, from its birth at r = 3 to its own flip at 1 + √6, at either of its states:
+
+        >>> logistic = lambda h, r: r * h * (1 - h)
+        >>> twice = lambda h, r: logistic(logistic(h, r), r)
+        >>> start = torch.tensor([[0.6]], dtype=torch.float64)
+        >>> bifurcation_diagram(twice, start, 2.5, bounds=(2.5, 3.5)).events[:2]
+        (Event(supercritical pitchfork at 3), Event(supercritical flip at 3.449489743))
     """
     check_positive("branches", branches, integer=True)
     check_tensor("points", points)
