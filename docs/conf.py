@@ -61,6 +61,7 @@ sphinx_gallery_conf = {
             "plot_alignment_of_a_trained_network.py",
             "plot_transformer_kernels.py",
             "plot_infinite_width.py",
+            "plot_attractors.py",
             "plot_scalar_forms.py",
             "plot_bifurcation_collapse.py",
             "plot_truncation.py",
