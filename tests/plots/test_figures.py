@@ -27,6 +27,7 @@ FIGURES = {  # function: (a variable it cannot do without, panels of the full re
     "state_similarity": ("state_similarity", 2),
     "objective_alignment": ("objective_alignment", 15),
     "objective_course": ("objective_alignment", 6),
+    "objective_interference": ("objective_interference", 3),
     "fixed_points": ("fixed_point_position", 3),
     "bifurcations": ("fixed_point_multiplier", 2),
     "lyapunov": ("lyapunov_exponent", 1),

@@ -174,6 +174,7 @@ def _with_objectives(record, learned):
     shares = np.stack([0 * learned, 0 * learned, *[1 - 0.1 * k * learned for k in (7, 5, 4)]], axis=1)
     table = np.where(np.eye(2, dtype=bool), 1.0, shares[..., None, None])
     record["objective_alignment"] = ("step", "objective_stage", "objective", "other"), table
+    record["objective_interference"] = ("step", "objective", "other"), -table[:, 2] * [[4.0, 2.0], [2.0, 1.0]]
     record["ntk_block_size"] = ("step", "group", "other_group"), table[:, -1]
     stages = ["error", "adjoint", "gradient", "immediate", "change"]
     return record.assign_coords(objective_stage=stages, objective=names, other=names, group=names, other_group=names)

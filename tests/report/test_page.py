@@ -153,7 +153,7 @@ def test_what_is_missing_is_left_out_and_said(record):
 
 def test_objectives_have_a_section_only_where_the_record_has_them(record):
     title = "What objectives do to each other"
-    bare = record.drop_vars(["objective_alignment", "ntk_block_size"])
+    bare = record.drop_vars(["objective_alignment", "objective_interference", "ntk_block_size"])
     assert title in Elements(report.render(record)).words
     assert title not in Elements(report.render(bare)).words
     said = Elements(report.render(bare.assign_attrs(objectives_left_out="Its loss is zero."))).words

@@ -219,7 +219,7 @@ def test_a_damaged_step_is_named(tmp_path):
 
 
 def test_bad_arguments(tmp_path):
-    with pytest.raises(FileNotFoundError, match=r"holds no analysed step\. Run the analysis first"):
+    with pytest.raises(FileNotFoundError, match=r"holds no analysed step\. Analyse its checkpoints first: `kpflow"):
         Store(tmp_path / "nothing").read()
     two = xr.Dataset({"loss": ("step", [1.0, 2.0])}, {"step": [0, 1]})
     with pytest.raises(ValueError, match=r"`dataset` must have a coordinate `step` of length 1; .*one step at a time"):

@@ -8,7 +8,7 @@ from .dynamics import bifurcations, fixed_points, lyapunov
 from .eigenvalues import spectra
 from .entries import entry_figure
 from .leading import ntk_modes
-from .objectives import objective_alignment, objective_course
+from .objectives import objective_alignment, objective_course, objective_interference
 from .paths import aligned_trajectories, trajectories
 from .ranks import effective_ranks, rank_bounds
 from .records import SCHEMA, Conditions, Record, check_record, conditions, missing_steps
@@ -43,6 +43,7 @@ __all__ = [
     "ntk_modes",
     "objective_alignment",
     "objective_course",
+    "objective_interference",
     "rank_bounds",
     "self_referential_bias",
     "spectra",

@@ -22,10 +22,13 @@ from .style import (
     step_words,
 )
 
-__all__ = ["MOST_NAMED", "objective_alignment", "objective_course"]
+__all__ = ["MOST_NAMED", "objective_alignment", "objective_course", "objective_interference"]
 
 MOST_NAMED = 6
 """Objectives whose pairs are shown each in its colour, and whose cosines are written; of more, all pairs look alike."""
+
+STRONG = 0.7
+"""Numbers beyond stand in white: the colour below them is strong whatever the page's."""
 
 STAGES = {
     "error": "error",
@@ -118,6 +121,42 @@ def objective_course(record: Record, *, width: float = WIDE) -> Figure:
     return figure
 
 
+def objective_interference(record: Record, *, width: float = WIDE, count: int = 3) -> Figure:
+    """What a step on one objective (columns) does to the loss of another (rows), at `count` steps.
+
+    Shown is −⟨g_i, g_j⟩ / ⟨g_j, g_j⟩, in units of what the step takes from its own loss.
+
+    Args:
+        record: Holds `objective_interference(step, objective, other)`, −⟨g_i, g_j⟩, with names along its axes.
+        width: Of the figure in inches; below 6 the steps stand below each other.
+        count: How many steps are shown, 1 to 5.
+
+    Raises:
+        TypeError: `record` is no xarray.Dataset.
+        ValueError: `record` has no steps, no finite interference, or objectives without names; `count` is not a whole
+            number from 1 to 5.
+
+    Example:
+        >>> names = {"objective": ["a", "b"], "other": ["a", "b"]}
+        >>> axes, values = ("step", "objective", "other"), [[[-4.0, 1.0], [1.0, -2.0]]]
+        >>> record = xr.Dataset({"objective_interference": (axes, values)}, {"step": [0], **names})
+        >>> objective_interference(record).axes[0].images[0].get_array().tolist()
+        [[-1.0, 0.5], [0.25, -1.0]]
+    """
+    record = check_record(record)
+    if count not in range(1, 6):
+        raise ValueError(f"`count` must be a whole number from 1 to 5; got {count!r}.")
+    tables, names = _tables(record, "objective_interference")
+    picks, narrow = chosen_steps(covered_steps(tables), count), is_narrow(width)
+    rows, columns = (len(picks), 1) if narrow else (1, len(picks))
+    figure, axes = grid(width, columns, rows, panel_height=min(2.6, 0.95 * width / columns))
+    for place, (pick, axis) in enumerate(zip(picks, axes.flat, strict=True)):
+        table = tables.values[pick]
+        panel(axis, title=step_words(float(tables["step"].values[pick])))
+        _heat(axis, table / np.abs(table.diagonal()), names, named=narrow or place == 0)
+    return figure
+
+
 def _tables(record: xr.Dataset, name: str) -> tuple[xr.DataArray, list[str]]:
     tables = series(record, name)
     if not all(axis in record.coords for axis in tables.dims):
@@ -137,9 +176,9 @@ def _heat(axes: Axes, table: np.ndarray, names: list[str], *, named: bool) -> No
         return
     for i, j in itertools.product(places, places):
         if np.isfinite(table[i, j]):
-            axes.text(
-                j, i, f"{table[i, j].round(1) + 0.0:.1f}", ha="center", va="center", fontsize=6.5, color=PALETTE["ink"]
-            )
+            colour = "white" if abs(table[i, j]) > STRONG else PALETTE["ink"]
+            words = f"{table[i, j].round(1) + 0.0:.1f}"
+            axes.text(j, i, words, ha="center", va="center", fontsize=6.5, color=colour)
 
 
 def _pairs(axes: Axes, table: xr.DataArray, names: list[str]) -> list:

@@ -58,6 +58,7 @@ SCHEMA: dict[str, tuple[str, ...]] = {
     "event_kind": ("event",),
     "unresolved_points": ("step",),
     "objective_alignment": ("step", "objective_stage", "objective", "other"),
+    "objective_interference": ("step", "objective", "other"),
     "ntk_block_size": ("step", "group", "other_group"),
     "predicted_loss_change": ("step",),
     "actual_loss_change": ("step",),

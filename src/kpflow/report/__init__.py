@@ -1,6 +1,7 @@
 """One self-contained HTML page from a record alone: `render` gives the text, `write` puts it in a file."""
 
 from .page import render, write
-from .sections import SECTIONS, Plot, Section
+from .parts import Plot, Section
+from .sections import SECTIONS
 
 __all__ = ["SECTIONS", "Plot", "Section", "render", "write"]

@@ -15,7 +15,8 @@ from kpflow.plots import NARROW, WIDE, Record, check_record
 from kpflow.plots.style import step_words
 
 from .headline import headline, provenance
-from .sections import SECTIONS, Plot, Section
+from .parts import Plot, Section
+from .sections import SECTIONS
 from .svg import inline_svg
 from .theme import DARK, LIGHT, scheme
 from .viewer import json_data, page_data, trajectory_data, viewer_note

@@ -1,145 +1,12 @@
 """What the page shows: a list of sections, each a list of plots with what they need and what they say."""
 
-import dataclasses
-from collections.abc import Callable
-from typing import final
-
-import xarray as xr
-from matplotlib.figure import Figure
-
 from kpflow import plots
 from kpflow.plots import leading, paths
-from kpflow.plots.records import has, missing_steps, probe_words
 
-from .headline import settings_of
+from . import notes
+from .parts import Plot, Section
 
-__all__ = ["SECTIONS", "Plot", "Section"]
-
-
-@final
-@dataclasses.dataclass(frozen=True)
-class Plot:
-    """One figure of the page.
-
-    Args:
-        name: Its identifier in the page.
-        title: What it is, in a few words.
-        draw: Makes it from a record at a width in inches.
-        needs: The variables it reads.
-        caption: What it shows and how that was computed.
-        any_of: Whether one of `needs` is enough.
-        sampled: Whether the numbers are estimates from random probes.
-        viewer: Whether the interactive viewer of trajectories stands above it.
-        note: What was thinned for the page, if anything was.
-    """
-
-    name: str
-    title: str
-    draw: Callable[..., Figure]
-    needs: tuple[str, ...]
-    caption: str
-    any_of: bool = False
-    sampled: bool = False
-    viewer: bool = False
-    note: Callable[[xr.Dataset], str] = lambda _: ""
-
-    def lacks(self, record: xr.Dataset) -> list[str]:
-        """The variables that the figure needs and the record has no finite value of; none if it can be drawn."""
-        missing = [name for name in self.needs if not has(record, name)]
-        return [] if self.any_of and len(missing) < len(self.needs) else missing
-
-    def words(self, record: xr.Dataset) -> str:
-        """The caption with the probes, the steps left out and what was thinned."""
-        sampled = probe_words(settings_of(record)) if self.sampled else ""
-        return self.caption + sampled + _left_out(record, self.needs) + self.note(record)
-
-
-@final
-@dataclasses.dataclass(frozen=True)
-class Section:
-    """A part of the page: a heading, one paragraph on the question, and the plots that answer it.
-
-    Args:
-        name: Its identifier in the page.
-        title: The heading.
-        lead: The question.
-        plots: What answers it.
-        reason: The attribute of a record that says why plots cannot be drawn; shown in place of them.
-        optional: Whether the section is left out of a page that has nothing to show in it.
-    """
-
-    name: str
-    title: str
-    lead: str
-    plots: tuple[Plot, ...]
-    reason: str = ""
-    optional: bool = False
-
-
-def _left_out(record: xr.Dataset, names: tuple[str, ...]) -> str:
-    missing = missing_steps(record, names)
-    if not missing:
-        return ""
-    shown = ", ".join(map(str, missing[:8])) + (", …" if len(missing) > 8 else "")
-    return f" Left out, because not analysed or not finite: step{'s' if len(missing) > 1 else ''} {shown}."
-
-
-def _thinned(most: dict[str, int]) -> Callable[[xr.Dataset], str]:
-    def note(record: xr.Dataset) -> str:
-        cut = [f"{size} of {record.sizes[axis]} {axis}s" for axis, size in most.items() if record.sizes[axis] > size]
-        return f" Subsampled evenly: {' and '.join(cut)} are drawn." if cut else ""
-
-    return note
-
-
-def _learning_rate(record: xr.Dataset) -> str:
-    rate = settings_of(record).get("learning_rate")
-    return "" if rate is None else f" Learning rate of that step: {rate}."
-
-
-def _static_input(record: xr.Dataset) -> str:
-    if "static_epoch" not in record.attrs:
-        return ""
-    return f" Static input: that of the epoch {record.attrs['static_epoch']} ({record.attrs.get('static_input', '')})."
-
-
-def _search(record: xr.Dataset) -> str:
-    """How many states the search started from, and what the index sum says of what it found."""
-    starts, found = settings_of(record).get("starts"), _verdicts(record)
-    said = "" if starts is None else f" Searched from {starts} states of each step, and their mixes."
-    return _static_input(record) + said + (f" Index sum: {found}." if found else "")
-
-
-def _verdicts(record: xr.Dataset) -> str:
-    if not has(record, "fixed_point_verdict"):
-        return ""
-    codes, names = record["fixed_point_verdict"].values, record["fixed_point_verdict"].attrs.get("names", [])
-    counts = {name: int((codes == code).sum()) for code, name in enumerate(names)}
-    return ", ".join(f"{name} at {count} of {len(codes)} steps" for name, count in counts.items() if count)
-
-
-def _unresolved(record: xr.Dataset) -> str:
-    """How much of the intervals between checkpoints was not followed to an end."""
-    if not has(record, "unresolved_points"):
-        return " Fixed points were not followed between checkpoints: no events are known."
-    counts = record["unresolved_points"].values
-    counts = counts[counts == counts]  # intervals that were looked at
-    events = record.sizes.get("event", 0)
-    open_ = int((counts > 0).sum())
-    left = f"; in {open_} of them points were not followed to an end within the time, and events may be missing"
-    return f" {events} event{'' if events == 1 else 's'} in {len(counts)} intervals{left if open_ else ''}."
-
-
-def _classes(record: xr.Dataset) -> str:
-    return f" Classes: {record.attrs['classes']}." if "classes" in record.attrs else ""
-
-
-def _components(record: xr.Dataset) -> str:
-    if not has(record, "state_component_share"):
-        return ""
-    share = float(record["state_component_share"].min())
-    return f" From the leading principal components of each, which carry at least {share:.2%} of the variance."
-
+__all__ = ["SECTIONS"]
 
 SECTIONS = (
     Section(
@@ -163,7 +30,7 @@ SECTIONS = (
                 "Change of the loss by one step of gradient descent. Predicted: first order, the squared norm of the "
                 "gradient times minus the learning rate. Actual: the loss after the step less the loss before. Their "
                 "ratio is 1 where the step is small enough for the linear theory.",
-                note=_learning_rate,
+                note=notes.learning_rate,
             ),
         ),
     ),
@@ -249,7 +116,7 @@ SECTIONS = (
                 "share of trials that the read-out and the nearest mean decide differently; both where the read-out is "
                 "a linear classifier of the same classes. NC5: mean |cos| between the class means and the mean state "
                 "of data of no class, where such were given. Papyan, Han and Donoho 2020; Ben Ammar et al. 2024.",
-                note=_classes,
+                note=notes.classes,
             ),
             Plot(
                 "state-similarity",
@@ -260,7 +127,7 @@ SECTIONS = (
                 "checkpoints over all trials and times: 1 for states that are alike up to rotation and scale. Left: "
                 "all pairs, the stronger the colour the more alike, from the least of them to 1. Right: the similarity "
                 "with the first and with the last of them. Kornblith et al. 2019.",
-                note=_components,
+                note=notes.components,
             ),
         ),
         reason="neural_collapse_left_out",
@@ -281,7 +148,7 @@ SECTIONS = (
                 "bottom to top in the order of their condition; orange positive, blue negative, scaled to the "
                 "largest entry; below: one course per trial), and its weights over the units (strip): modes alike in "
                 "time differ in their units. In brackets: that part's share of the mode's squared norm.",
-                note=_thinned({"trial": leading.MOST_TRIALS, "time": leading.MOST_TIMES}),
+                note=notes.thinned({"trial": leading.MOST_TRIALS, "time": leading.MOST_TIMES}),
             ),
         ),
     ),
@@ -317,7 +184,7 @@ SECTIONS = (
                 "are those of each step’s own states, with the share of variance that each explains; their signs, "
                 "which mean nothing, are chosen to agree with the last step.",
                 viewer=True,
-                note=_thinned({"trial": paths.MOST_PATHS, "time": paths.MOST_POINTS}),
+                note=notes.thinned({"trial": paths.MOST_PATHS, "time": paths.MOST_POINTS}),
             ),
         ),
     ),
@@ -338,7 +205,7 @@ SECTIONS = (
                 "points. By Adam, Levenberg–Marquardt and Newton in float64. Near in this view need not be near in "
                 "state space. A consistent index sum does not show that all points were found; another shows that "
                 "some were not.",
-                note=_search,
+                note=notes.search,
             ),
             Plot(
                 "bifurcations",
@@ -350,7 +217,7 @@ SECTIONS = (
                 "both checkpoints around them along the straight line between their parameters. Training took "
                 "another way from one to the other: that something happened between them is certain, the step "
                 "within the interval is not, and the kind may be another.",
-                note=_unresolved,
+                note=notes.unresolved,
             ),
             Plot(
                 "lyapunov",
@@ -361,7 +228,7 @@ SECTIONS = (
                 "the same static input; the darkest line is the largest. By orthonormal frames along trajectories of "
                 "a few hundred steps from states of the trials, means with one standard error. Where the network "
                 "forgets more slowly than that, they are rates over that time and not yet their limits.",
-                note=_static_input,
+                note=notes.static_input,
             ),
         ),
         reason="dynamics_left_out",
@@ -389,6 +256,15 @@ SECTIONS = (
                 "The same cosines, for each pair of objectives. Where the objectives are tasks, also ‖NTK_ij‖ / "
                 "√(‖NTK_ii‖ ‖NTK_jj‖), the size of the block of the NTK by which errors of one task move the states "
                 "of another, in Frobenius norms that are estimated from random probes; 0 for tasks that do not meet.",
+            ),
+            Plot(
+                "interference",
+                "What a step on one objective does to the loss of another",
+                plots.objective_interference,
+                ("objective_interference",),
+                "Predicted change −⟨g_i, g_j⟩ of the loss of the row's objective by a gradient step on the column's, "
+                "in units of what that step takes from its own, ⟨g_j, g_j⟩: −1 on the diagonal, positive (orange) "
+                "where the column's hinders the row's. Computed exactly.",
             ),
         ),
         reason="objectives_left_out",

@@ -94,7 +94,10 @@ class Store:
         """
         selected = self._selected()
         if not selected:
-            raise FileNotFoundError(f"`{self.path}` holds no analysed step. Run the analysis first.")
+            raise FileNotFoundError(
+                f"`{self.path}` holds no analysed step. Analyse its checkpoints first: "
+                "`kpflow analyze FOLDER --model ... --task ...`, or study.analyse_folder."
+            )
         datasets = [self._read(step, key) for step, key in selected]
         try:
             return _decode(xr.concat(datasets, dim="step", **EXACTLY))
