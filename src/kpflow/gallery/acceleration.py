@@ -75,7 +75,7 @@ class Acceleration(Entry[System, Observed, Predicted]):
 
     name = "acceleration"
     title = "Acceleration"
-    paper = "Dynamics of accelerated methods, 2025, arXiv 2509.18346; Su, Boyd, Candès 2016; Lessard et al. 2016"
+    paper = "Parimi et al. 2025, Dynamics of Acceleration, arXiv 2509.18346; Su, Boyd, Candès 2016; Lessard et al. 2016"
     kernels = (
         "Momentum makes the state of the parameters second order, so that the NTK acts through the optimiser's own "
         "resolvent: each of its modes decays by the radius of its companion matrix."

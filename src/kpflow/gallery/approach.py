@@ -65,7 +65,7 @@ class Approach(Entry[System, Observed, Predicted]):
 
     name = "approach"
     title = "Approach to a bifurcation"
-    paper = "Hazelden et al. 2025, arXiv 2507.06381; the state-space NTK near bifurcations"
+    paper = "Hazelden et al. 2025, arXiv 2507.06381; Hazelden, Shea-Brown 2026, arXiv 2605.12763"
     kernels = (
         "P supplies (1 − w²)⁻² of the growth and K the rest, both along v: near the bifurcation the NTK has effective "
         "rank one."

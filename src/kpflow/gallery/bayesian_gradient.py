@@ -61,7 +61,7 @@ class BayesianGradient(Entry[System, Observed, Predicted]):
 
     name = "bayesian_gradient"
     title = "Policy gradients by Bayesian quadrature"
-    paper = "Bayesian policy gradients with Fisher kernels, 2026, arXiv 2604.27563; Ghavamzadeh, Engel 2006"
+    paper = "Ghavamzadeh, Engel, Valko 2026, Bayesian policy gradient, arXiv 2604.27563; Ghavamzadeh, Engel 2006"
     kernels = (
         "Fisher's kernel is the NTK of log π with the metric G⁻¹, of rank d: samples beyond its rank bring no news, "
         "and the gradient is exact."

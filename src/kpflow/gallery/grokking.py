@@ -64,7 +64,7 @@ class Grokking(Entry[System, Observed, Predicted]):
 
     name = "grokking"
     title = "Grokking modular addition"
-    paper = "Tian 2025, arXiv 2509.21519; Modular addition: features, lottery, grokking, 2026, arXiv 2602.16849"
+    paper = "Tian 2025, arXiv 2509.21519; He, Wang, Chen, Yang 2026, Modular Addition, arXiv 2602.16849"
     kernels = (
         "While the rule is found the NTK between pairs comes to be large where they have the same sum, which no single "
         "feature of theirs shows, and learning of one answer then helps the other; without decay it does so less."

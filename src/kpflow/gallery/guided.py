@@ -54,7 +54,7 @@ class Guided(Entry[System, Observed, Predicted]):
 
     name = "guided"
     title = "Sampling guided by a reward"
-    paper = "Euphonium, 2026, arXiv 2602.04928"
+    paper = "Zhong et al. 2026, Euphonium, arXiv 2602.04928"
     kernels = (
         "The samples' mean moves with c by the gain of the propagator at rest, dt Σ P = 1/(1 + k), and their "
         "covariance is 2 dt P Pᵀ: guidance is a shorter memory of P, and no parameter learns, so K has no part in it."

@@ -55,7 +55,7 @@ class Knowledge(Entry[System, Observed, Predicted]):
 
     name = "knowledge"
     title = "Storing facts, and asking for them"
-    paper = "Filtering with Self-Attention and Storing with MLP, 2025, arXiv 2508.00901"
+    paper = "Xu, Chen 2025, Filtering with Self-Attention and Storing with MLP, arXiv 2508.00901"
     kernels = (
         "Where facts were told in many ways, the NTK between the new question and the told sentences is larger for the "
         "same subject: what is learned about one transfers to the other by that block of K."

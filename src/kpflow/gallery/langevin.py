@@ -72,7 +72,7 @@ class Langevin(Entry[System, Observed, Predicted]):
 
     name = "langevin"
     title = "Langevin dynamics and averaging"
-    paper = "Langevin dynamics with averaging for tensor PCA and single-index models, 2026, arXiv 2603.06028"
+    paper = "Wei, Damian, Lee 2026, Langevin dynamics and stochastic weight averaging, arXiv 2603.06028"
     kernels = (
         "The average over time reads P at frequency zero, where its gain 1/|1 − ρe^{−iω}| is largest, and K is that "
         "of the noise: a low pass that noise does not survive and the drift's first harmonic does."

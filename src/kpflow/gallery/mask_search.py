@@ -66,7 +66,7 @@ class MaskSearch(Entry[System, Observed, Predicted]):
 
     name = "mask_search"
     title = "Concrete search for masks"
-    paper = "Concrete Ticket Search, 2025, arXiv 2512.07142"
+    paper = "Arora, Teuscher 2025, Concrete Ticket Search, arXiv 2512.07142"
     kernels = (
         "JᵀJ is the parameters' Gram of the mask, whose spectrum is that of the NTK J Jᵀ: saliency reads its diagonal, "
         "and what the search gains is in the rest, in weights that stand in for each other."

@@ -71,7 +71,7 @@ class ModularAddition(Entry[System, Observed, Predicted]):
 
     name = "modular"
     title = "Modular addition"
-    paper = "Fourier features, lottery and grokking, 2026, arXiv 2602.16849; Tian 2025 (Li2), arXiv 2509.21519"
+    paper = "He, Wang, Chen, Yang 2026, Modular Addition, arXiv 2602.16849; Tian 2025 (Li2), arXiv 2509.21519"
     kernels = (
         "As few frequencies win, the NTK of a logit falls in effective rank and turns towards the label, and that of "
         "a network of few neurons comes to commute with the cyclic shift."

@@ -67,7 +67,7 @@ class Workers(Entry[System, Observed, Predicted]):
 
     name = "workers"
     title = "Workers of a data-parallel step"
-    paper = "Silent inconsistency in data-parallel training, 2026, arXiv 2602.14462; shared policies, arXiv 2605.24202"
+    paper = "Li et al. 2026, Silent Inconsistency, arXiv 2602.14462; Zeng et al. 2026, Multi-Agent RL, arXiv 2605.24202"
     kernels = (
         "⟨g_a, g_b⟩ = r_aᵀ Θ_ab r_b: the cosines of workers are cross-blocks of the NTK, which `objectives` of "
         "kpflow.flow computes in one pass for all of them."
