@@ -90,8 +90,9 @@ def rank_bounds(record: Record, *, width: float = WIDE) -> Figure:
     record = check_record(record)
     low, high, rank = (series(record, f"ntk_{n}") for n in ("effective_rank_low", "effective_rank_high", "rank"))
     along, steps = series(record, "ntk_effective_rank_along"), record["step"].values
-    columns = 1 if is_narrow(width) else 2
-    figure, axes = grid(width, columns, 2 // columns, panel_height=2.9, legend_rows=1)
+    keys = _bound_keys()
+    columns, legend_rows = (1, len(keys)) if is_narrow(width) else (2, 1)
+    figure, axes = grid(width, columns, 2 // columns, panel_height=2.9, legend_rows=legend_rows)
     whole, parts = axes.flat
     whole.fill_between(steps, low.values, high.values, color=PALETTE["grid"], linewidth=0)
     whole.plot(steps, rank.values, color=PALETTE["kernel"], linestyle="--", linewidth=1.4)
@@ -115,7 +116,7 @@ def rank_bounds(record: Record, *, width: float = WIDE) -> Figure:
     label_ends(parts, ends)
     for panel_axes in (whole, parts):
         step_axis(panel_axes, steps)
-    legend(figure, _bound_keys(), width, columns=3)
+    legend(figure, keys, width, columns=len(keys) // legend_rows)
     return figure
 
 
