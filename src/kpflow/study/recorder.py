@@ -1,5 +1,6 @@
 """Recorder: checkpoints during training, at the steps of a schedule, without changing the training."""
 
+import copy
 import os
 import re
 from collections import deque
@@ -9,6 +10,7 @@ from types import TracebackType
 from typing import Any, final
 
 import torch
+import xarray as xr
 from torch import nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
@@ -19,6 +21,8 @@ from kpflow import _checks
 from . import checkpoints, files, gradients, tensors, tree
 from .budget import Meter, TimeBudget
 from .schedules import LogSpaced, Schedule, log_spaced
+from .store import Store, key_of
+from .tensors import fingerprint
 
 __all__ = ["LogSpaced", "Recorder", "log_spaced"]
 
@@ -45,8 +49,12 @@ class Recorder:
             dropout draws from `torch.default_generator`.
         gradients: Also write the gradient at the weights of every recorded step, as it is before the optimizer takes
             it, to `gradients/step-00000010.safetensors`; `read_checkpoint` reads it, with loss and norm as metadata.
-        budget: How long recording may take. The first step and the last are always written, others that are due are
-            skipped where they do not fit, and the metadata of the checkpoints after them says which, as `skipped`.
+        analysis: Called with a copy of the model, in evaluation mode, and the step, after each checkpoint; what it
+            gives, as `study.analyse` does, becomes the record in the folder `analysis`, which `kpflow report` reads.
+            Weights that are not finite are not analysed.
+        budget: How long recording may take, the analysis with it. The first step and the last are always written,
+            others that are due are skipped where they do not fit, and the metadata of the checkpoints after them says
+            which, as `skipped`.
 
     Raises:
         FileExistsError: On `attach` or `record`, the folder holds a run already and `resume` was not called.
@@ -74,6 +82,7 @@ class Recorder:
         generators: Mapping[str, torch.Generator] | None = None,
         gradients: bool = False,
         budget: TimeBudget | None = None,
+        analysis: Any = None,
     ) -> None:
         """Set up; nothing is written yet."""
         if not isinstance(model, nn.Module):
@@ -84,12 +93,18 @@ class Recorder:
             raise TypeError(
                 f"`budget` must be a TimeBudget or None; got {type(budget).__name__}. Try TimeBudget(fraction=0.02)."
             )
+        if analysis is not None and not callable(analysis):
+            raise TypeError(
+                f"`analysis` must be a function of the model and the step; got {type(analysis).__name__}. Try "
+                "lambda model, step: study.analyse(model, trials, loss=..., step=step)."
+            )
         self.model = model
         self.folder = Path(folder)
         self.steps = log_spaced() if steps is None else steps
         self.metadata = dict(metadata or {})
         self.generators = dict(generators or {})
         self.gradients = gradients
+        self.analysis = analysis
         self.step = 0
         self.skipped: list[int] = []
         self._meter = Meter(budget)
@@ -263,6 +278,23 @@ class Recorder:
     def _write(self) -> None:
         with self._meter.measuring():
             self._write_pair()
+            if self.analysis is not None:
+                self._analyse(self.analysis)
+
+    def _analyse(self, analysis: Callable[[nn.Module, int], xr.Dataset]) -> None:
+        """Append to the record what the analysis gives of a copy; the global generators are put back."""
+        weights = self.model.state_dict()
+        if not all(bool(torch.isfinite(value).all()) for value in weights.values()):
+            return
+        with torch.random.fork_rng(devices={value.device for value in weights.values() if value.is_cuda}):
+            record = analysis(copy.deepcopy(self.model).eval(), self.step)
+        steps = record.get("step", xr.DataArray()).values.tolist() if isinstance(record, xr.Dataset) else None
+        if steps != [self.step]:
+            raise ValueError(
+                f"`analysis` must give an xarray.Dataset of the step {self.step}; got {type(record).__name__} of "
+                f"{steps}. Return study.analyse(model, trials, loss=..., step=step)."
+            )
+        Store(self.folder / "analysis").advance(record, key_of({"analysis": "of the recorder"}, fingerprint(weights)))
 
     def _write_pair(self) -> None:
         """Write what resuming needs, then the checkpoint: a kill between the two leaves the older pair whole."""

@@ -77,6 +77,16 @@ class Store:
         if not self.has(step, key):
             self._publish(dataset, self._group(step, key))
 
+    def advance(self, dataset: xr.Dataset, key: str) -> None:
+        """Append the newest step of a run: what is read from now on are it, and of what was read before, earlier steps.
+
+        Raises:
+            ValueError, OSError: As `append`.
+        """
+        self.append(dataset, key)
+        newest = int(dataset["step"].item())
+        self.select({step: one for step, one in self._selected() if step < newest} | {newest: key})
+
     def select(self, keys: Mapping[int, str]) -> None:
         """Say which key of each step is read from now on; other steps and keys stay on the disk."""
         files.write_json(self.path / "selection.json", {str(step): key for step, key in sorted(keys.items())})
