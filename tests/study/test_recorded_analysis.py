@@ -78,7 +78,7 @@ def test_weights_that_are_not_finite_are_not_analysed(tmp_path):
 def test_what_is_no_analysis_is_refused(tmp_path):
     with pytest.raises(TypeError, match="`analysis` must be a function of the model and the step; got int"):
         Recorder(make(), tmp_path, analysis=3)
-    for step, given in enumerate((None, analysis(make(), 7)), start=1):
+    for step, given in enumerate((None, analysis(make().eval(), 7)), start=1):
         recorder = Recorder(make(), tmp_path / str(step), steps=every(1), analysis=lambda *_, given=given: given)
         with pytest.raises(ValueError, match=r"`analysis` must give an xarray\.Dataset of the step 0; got"):
             recorder.record(0)

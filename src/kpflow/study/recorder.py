@@ -281,7 +281,7 @@ class Recorder:
             if self.analysis is not None:
                 self._analyse(self.analysis)
 
-    def _analyse(self, analysis: Callable[[nn.Module, int], xr.Dataset]) -> None:
+    def _analyse(self, analysis: Callable[[nn.Module, int], Any]) -> None:
         """Append to the record what the analysis gives of a copy; the global generators are put back."""
         weights = self.model.state_dict()
         if not all(bool(torch.isfinite(value).all()) for value in weights.values()):
