@@ -66,7 +66,7 @@ sphinx_gallery_conf = {
             "plot_bifurcation_collapse.py",
             "plot_truncation.py",
             "plot_predicting_learning.py",
-            *(f"plot_{name}.py" for name in gallery.names()),
+            *(f"plot_entry_{name}.py" for name in gallery.names()),
         ]
     ),
     "abort_on_example_error": True,
@@ -137,7 +137,7 @@ def write_gallery(folder: Path) -> None:
     """Write a script for each entry of the gallery, before sphinx-gallery reads them."""
     folder.mkdir(parents=True, exist_ok=True)
     for old in folder.glob("plot_*.py"):
-        if old.stem.removeprefix("plot_") not in gallery.names():
+        if old.stem.removeprefix("plot_entry_") not in gallery.names():
             old.unlink()
     (folder / "README.rst").write_text(GALLERY, "utf-8")
     for name in gallery.names():
@@ -146,7 +146,7 @@ def write_gallery(folder: Path) -> None:
         source = type(entry).__module__.replace(".", "/") + ".py"
         text = escaped(inspect.getdoc(type(entry)) or "")
         page = PAGE.format(name=name, line="=" * len(words["title"]), text=text, source=source, **words)
-        (folder / f"plot_{name}.py").write_text(page, "utf-8")
+        (folder / f"plot_entry_{name}.py").write_text(page, "utf-8")
 
 
 def escaped(text: str) -> str:
