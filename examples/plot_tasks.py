@@ -114,23 +114,23 @@ driscoll = [name for name in kp.tasks.names() if name.startswith("driscoll_")]
 fig = sheet({name: name.removeprefix("driscoll_") for name in driscoll}, 4)
 
 # %%
-# The five that Yang et al. (2019) have besides, with both directions at once, each a trial with its whole inputs and
-# targets: the fixation, then rings of 32 units. Their other fifteen have the rules of those above, in this encoding and
-# with their own durations and strengths (``encoding="ring"``, ``timing="yang"``), and are not drawn again.
+# The twenty tasks of Yang et al. (2019), with both directions at once, each a trial with its whole inputs (above) and
+# targets (below): the fixation, then rings of 32 units. Fifteen have the rules of those above, in this encoding and
+# with their own durations and strengths (``encoding="ring"``, ``timing="yang"``).
 
-besides = [
-    name for name in kp.tasks.names() if name.startswith("yang_") and name.replace("yang_", "driscoll_") not in driscoll
-]
-fig, axes = plt.subplots(2, len(besides), figsize=(12, 4.5), sharex="col", layout="constrained", height_ratios=(2, 1))
-for column, name in zip(axes.T, besides, strict=True):
+yang = [name for name in kp.tasks.names() if name.startswith("yang_")]
+fig, axes = plt.subplots(8, 5, figsize=(12, 12), layout="constrained", height_ratios=(2, 1) * 4)
+pairs = axes.reshape(4, 2, 5).swapaxes(1, 2).reshape(20, 2)
+for pair, name in zip(pairs, yang, strict=True):
     trials = kp.tasks.get(name).sample(1, generator=torch.Generator().manual_seed(3), noise=False)
-    for axis, signal in zip(column, (trials.inputs[0], trials.targets[0]), strict=True):
+    for axis, signal in zip(pair, (trials.inputs[0], trials.targets[0]), strict=True):
         axis.imshow(signal.T, aspect="auto", interpolation="nearest", cmap="magma", origin="lower", vmin=0, vmax=1)
         axis.set_yticks([])
-    column[0].set_title(name.replace("_", " "), fontsize=8)
-    column[1].set_xlabel("step")
-axes[0, 0].set_ylabel("inputs")
-axes[1, 0].set_ylabel("targets")
+        axis.tick_params(labelsize=6)
+    pair[0].set_title(name.removeprefix("yang_").replace("_", " "), fontsize=8)
+    pair[0].set_xticks([])
+for axis in axes[-1]:
+    axis.set_xlabel("step")
 
 # %%
 # Several at once
