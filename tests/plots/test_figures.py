@@ -26,7 +26,7 @@ FIGURES = {  # function: (a variable it cannot do without, panels of the full re
     "neural_collapse": ("neural_collapse", 2),
     "state_similarity": ("state_similarity", 2),
     "objective_alignment": ("objective_alignment", 15),
-    "objective_course": ("objective_alignment", 6),
+    "objective_course": ("objective_alignment", 7),
     "objective_interference": ("objective_interference", 3),
     "fixed_points": ("fixed_point_position", 3),
     "bifurcations": ("fixed_point_multiplier", 2),
@@ -378,7 +378,7 @@ def test_the_course_of_objectives_has_a_line_for_each_pair(record):
     line = next(line for line in figure.axes[5].lines if len(line.get_ydata()) == 9)
     np.testing.assert_array_equal(line.get_ydata(), record["ntk_block_size"].values[:, 0, 1])
     assert [text.get_text() for text in figure.legends[0].get_texts()] == ["memory_pro, memory_anti"]
-    assert len(plots.objective_course(record.drop_vars("ntk_block_size")).axes) == 5
+    assert len(plots.objective_course(record.drop_vars(["ntk_block_size", "ntk_block_alignment"])).axes) == 5
 
 
 def test_objectives_need_names(record):

@@ -175,7 +175,9 @@ def _with_objectives(record, learned):
     table = np.where(np.eye(2, dtype=bool), 1.0, shares[..., None, None])
     record["objective_alignment"] = ("step", "objective_stage", "objective", "other"), table
     record["objective_interference"] = ("step", "objective", "other"), -table[:, 2] * [[4.0, 2.0], [2.0, 1.0]]
-    record["ntk_block_size"] = ("step", "group", "other_group"), table[:, -1]
+    for name in ("size", "alignment"):
+        record[f"ntk_block_{name}"] = ("step", "group", "other_group"), table[:, -1]
+        record[f"ntk_block_{name}_error"] = ("step", "group", "other_group"), np.full(table[:, -1].shape, 0.02)
     stages = ["error", "adjoint", "gradient", "immediate", "change"]
     return record.assign_coords(objective_stage=stages, objective=names, other=names, group=names, other_group=names)
 

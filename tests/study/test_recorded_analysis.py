@@ -83,3 +83,19 @@ def test_what_is_no_analysis_is_refused(tmp_path):
         with pytest.raises(ValueError, match=r"`analysis` must give an xarray\.Dataset of the step 0; got"):
             recorder.record(0)
         assert len(list_checkpoints(tmp_path / str(step))) == 1  # the checkpoint is there
+
+
+def test_an_analysis_that_fails_later_does_not_end_the_training(tmp_path):
+    def fails(model, step):
+        if step:
+            raise ValueError("it does not converge")
+        return analysis(model, step)
+
+    recorder = Recorder(make().eval(), tmp_path, steps=every(1), analysis=fails)
+    assert recorder.record(0)
+    with pytest.warns(UserWarning, match="Step 1 is not analysed, and training goes on: it does not converge"):
+        assert recorder.record(1)
+    assert [file.step for file in list_checkpoints(tmp_path)] == [0, 1]
+    assert read_record(tmp_path / "analysis").step.values.tolist() == [0]
+    with pytest.raises(ValueError, match="it does not converge"):
+        Recorder(make(), tmp_path / "other", steps=every(1), analysis=lambda *_: fails(None, 1)).record(0)

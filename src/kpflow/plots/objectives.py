@@ -27,6 +27,8 @@ __all__ = ["MOST_NAMED", "objective_alignment", "objective_course", "objective_i
 MOST_NAMED = 6
 """Objectives whose pairs are shown each in its colour, and whose cosines are written; of more, all pairs look alike."""
 
+BLOCKS = {"ntk_block_size": "NTK blocks, relative size", "ntk_block_alignment": "NTK blocks, alignment"}
+
 STRONG = 0.7
 """Numbers beyond stand in white: the colour below them is strong whatever the page's."""
 
@@ -80,12 +82,13 @@ def objective_alignment(record: Record, *, width: float = WIDE, count: int = 3) 
 def objective_course(record: Record, *, width: float = WIDE) -> Figure:
     """The cosines between pairs of objectives over training, a panel for each stage.
 
-    Where the record has them, one more panel has the sizes of the NTK's blocks between the groups of trials. Of up to 6
-    objectives each pair has its colour; of more, all pairs are thin and their median is bold.
+    Where the record has them, more panels have the sizes of the NTK's blocks between the groups of trials, and how they
+    are aligned, with bars of one standard error. Of up to 6 objectives each pair has its colour; of more, all pairs are
+    thin and their median is bold.
 
     Args:
         record: Holds `objective_alignment(step, objective_stage, objective, other)` with names along its axes, perhaps
-            `ntk_block_size(step, group, other_group)`.
+            `ntk_block_size(step, group, other_group)`, `ntk_block_alignment`, and `…_error` of both.
         width: Of the figure in inches; below 6 the panels stand below each other.
 
     Raises:
@@ -101,18 +104,22 @@ def objective_course(record: Record, *, width: float = WIDE) -> Figure:
     """
     record = check_record(record)
     tables, names = _tables(record, "objective_alignment")
-    panels = [(STAGES.get(str(stage), shorten(str(stage))), tables.sel(objective_stage=stage), names)
+    panels: list[tuple[str, xr.DataArray, list[str], xr.DataArray | None]]
+    panels = [(STAGES.get(str(stage), shorten(str(stage))), tables.sel(objective_stage=stage), names, None)
               for stage in tables["objective_stage"].values]  # fmt: skip
-    if has(record, "ntk_block_size"):
-        panels.append(("NTK blocks, relative size", *_tables(record, "ntk_block_size")))
+    for name, title in BLOCKS.items():
+        if has(record, name):
+            bars = series(record, f"{name}_error") if has(record, f"{name}_error") else None
+            table, own = _tables(record, name)
+            panels.append((title, table, own, bars))
     columns = 1 if is_narrow(width) else 3
     rows = -(-len(panels) // columns)
     figure, axes = grid(width, columns, rows, panel_height=2.1, legend_rows=2)
     for spare in axes.flat[len(panels) :]:
         spare.remove()
     lines = []
-    for (title, table, own), axis in zip(panels, axes.flat, strict=False):
-        drawn = _pairs(axis, table, own)
+    for (title, table, own, bars), axis in zip(panels, axes.flat, strict=False):
+        drawn = _pairs(axis, table, own, bars)
         lines = lines or drawn
         panel(axis, title=title)
         mark_missing(axis, table["step"].values, covered_steps(table))
@@ -181,8 +188,8 @@ def _heat(axes: Axes, table: np.ndarray, names: list[str], *, named: bool) -> No
             axes.text(j, i, words, ha="center", va="center", fontsize=6.5, color=colour)
 
 
-def _pairs(axes: Axes, table: xr.DataArray, names: list[str]) -> list:
-    """A line for each pair; those that a legend names."""
+def _pairs(axes: Axes, table: xr.DataArray, names: list[str], bars: xr.DataArray | None) -> list:
+    """A line for each pair, with bars of one standard error if any; those that a legend names."""
     axes.axhline(0, color=PALETTE["rule"], linewidth=0.8)
     steps, places = table["step"].values, list(itertools.combinations(range(len(names)), 2))
     values = [table.values[:, i, j] for i, j in places]
@@ -200,4 +207,7 @@ def _pairs(axes: Axes, table: xr.DataArray, names: list[str]) -> list:
             steps, value, color=colour, linestyle=style, linewidth=1.4, marker="o", markersize=2.8,
             label=f"{names[i]}, {names[j]}",
         )  # fmt: skip
+        if bars is not None:
+            spread = np.nan_to_num(bars.values[:, i, j])
+            axes.errorbar(steps, value, yerr=spread, color=colour, linestyle="none", elinewidth=1, capsize=2)
     return lines

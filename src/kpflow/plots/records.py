@@ -59,7 +59,11 @@ SCHEMA: dict[str, tuple[str, ...]] = {
     "unresolved_points": ("step",),
     "objective_alignment": ("step", "objective_stage", "objective", "other"),
     "objective_interference": ("step", "objective", "other"),
-    "ntk_block_size": ("step", "group", "other_group"),
+    **{
+        f"ntk_block_{name}{suffix}": ("step", "group", "other_group")
+        for name in ("size", "alignment")
+        for suffix in ("", "_error")
+    },
     "predicted_loss_change": ("step",),
     "actual_loss_change": ("step",),
 }

@@ -255,7 +255,8 @@ SECTIONS = (
                 ("objective_alignment",),
                 "The same cosines, for each pair of objectives. Where the objectives are tasks, also ‖NTK_ij‖ / "
                 "√(‖NTK_ii‖ ‖NTK_jj‖), the size of the block of the NTK by which errors of one task move the states "
-                "of another, in Frobenius norms that are estimated from random probes; 0 for tasks that do not meet.",
+                "of another, in Frobenius norms that are estimated from random probes, 0 for tasks that do not meet; "
+                "and the cosine of NTK_ii and NTK_jj, how alike the two are. Bars are one standard error.",
             ),
             Plot(
                 "interference",

@@ -3,6 +3,7 @@
 import copy
 import os
 import re
+import warnings
 from collections import deque
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -51,7 +52,8 @@ class Recorder:
             it, to `gradients/step-00000010.safetensors`; `read_checkpoint` reads it, with loss and norm as metadata.
         analysis: Called with a copy of the model, in evaluation mode, and the step, after each checkpoint; what it
             gives, as `study.analyse` does, becomes the record in the folder `analysis`, which `kpflow report` reads.
-            Weights that are not finite are not analysed.
+            Weights that are not finite are not analysed. Where a later analysis fails, a warning says why, and training
+            goes on.
         budget: How long recording may take, the analysis with it. The first step and the last are always written,
             others that are due are skipped where they do not fit, and the metadata of the checkpoints after them says
             which, as `skipped`.
@@ -286,15 +288,22 @@ class Recorder:
         weights = self.model.state_dict()
         if not all(bool(torch.isfinite(value).all()) for value in weights.values()):
             return
-        with torch.random.fork_rng(devices={value.device for value in weights.values() if value.is_cuda}):
-            record = analysis(copy.deepcopy(self.model).eval(), self.step)
+        store = Store(self.folder / "analysis")
+        try:
+            with torch.random.fork_rng(devices={value.device for value in weights.values() if value.is_cuda}):
+                record = analysis(copy.deepcopy(self.model).eval(), self.step)
+        except Exception as error:
+            if not store.steps():
+                raise
+            warnings.warn(f"Step {self.step} is not analysed, and training goes on: {error}", stacklevel=2)
+            return
         steps = record.get("step", xr.DataArray()).values.tolist() if isinstance(record, xr.Dataset) else None
         if steps != [self.step]:
             raise ValueError(
                 f"`analysis` must give an xarray.Dataset of the step {self.step}; got {type(record).__name__} of "
                 f"{steps}. Return study.analyse(model, trials, loss=..., step=step)."
             )
-        Store(self.folder / "analysis").advance(record, key_of({"analysis": "of the recorder"}, fingerprint(weights)))
+        store.advance(record, key_of({"analysis": "of the recorder"}, fingerprint(weights)))
 
     def _write_pair(self) -> None:
         """Write what resuming needs, then the checkpoint: a kill between the two leaves the older pair whole."""
