@@ -13,7 +13,7 @@ def test_directpred_needs_a_decay_below_the_fold():
 
 
 def test_acceleration_needs_something_to_accelerate():
-    with pytest.raises(ValueError, match=r"`condition` must be above 1; got 1: nothing is left to accelerate"):
+    with pytest.raises(ValueError, match=r"`condition` must be above 1 and finite; got 1: nothing is left"):
         gallery.run("acceleration", short=True, condition=1.0)
 
 

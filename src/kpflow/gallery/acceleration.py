@@ -83,8 +83,11 @@ class Acceleration(Entry[System, Observed, Predicted]):
     omits = "Non-quadratic rates, noise, and adaptive restarts."
 
     def make(self, seed: int = 0, *, short: bool = False, broken: bool = False, condition: float = 100.0) -> System:
-        if condition <= 1:
-            raise ValueError(f"`condition` must be above 1; got {condition:g}: nothing is left to accelerate at κ = 1.")
+        if not 1 < condition < math.inf:
+            raise ValueError(
+                f"`condition` must be above 1 and finite; got {condition:g}: nothing is left to accelerate at κ = 1, "
+                f"and nothing converges at κ = ∞."
+            )
         design = normal(torch.Generator().manual_seed(seed), 4, 6)
         return System(condition, design, 0.02 if broken else 0.0)
 

@@ -1,5 +1,6 @@
 """Two losses that share an embedding: added, apart, or the one on top of the other."""
 
+import math
 from typing import NamedTuple, final
 
 import torch
@@ -68,10 +69,10 @@ class Gdes(Entry[System, Observed, Predicted]):
     ) -> System:
         del short
         check_positive("pull", pull)
-        if not push > 1.5 * pull:
+        if not 1.5 * pull < push < math.inf:
             raise ValueError(
-                f"`push` must be above 1.5 · `pull` = {1.5 * pull:g}; got {push!r}: what the discriminator misses "
-                f"late is a/(b − a) p e^(−at) only where its own rate b is the faster one."
+                f"`push` must be above 1.5 · `pull` = {1.5 * pull:g} and finite; got {push!r}: what the "
+                f"discriminator misses late is a/(b − a) p e^(−at) only where its own rate b is the faster one."
             )
         generator = torch.Generator().manual_seed(seed)
         wishes = 1 + torch.rand(2, SIZE, generator=generator, dtype=torch.float64)

@@ -1,5 +1,6 @@
 """A model too small for the world, fitted to what matters for the value, or to the states."""
 
+import math
 from typing import NamedTuple, final
 
 import torch
@@ -70,10 +71,10 @@ class Vagram(Entry[System, Observed, Predicted]):
     omits = "Learned values, spurious minima far from data, and reinforcement learning with it."
 
     def make(self, seed: int = 0, *, short: bool = False, broken: bool = False, largest: float = 3.0) -> System:
-        if not largest >= 1.5:
+        if not 1.5 <= largest < math.inf:
             raise ValueError(
-                f"`largest` must be at least 1.5; got {largest!r}: maximum likelihood misses all of the value only if "
-                f"the direction that the value does not see is the largest, by a gap to the next, 1."
+                f"`largest` must be at least 1.5 and finite; got {largest!r}: maximum likelihood misses all of the "
+                f"value only if the direction that the value does not see is the largest, by a gap to the next, 1."
             )
         del short
         generator = torch.Generator().manual_seed(seed)
