@@ -59,7 +59,7 @@ class Grokking(Entry[System, Observed, Predicted]):
     """Σ ξ[j](u[a] + v[b])², trained on 60 or 70 % of all sums modulo 23 by AdamW with the squared error.
 
     Training accuracy is 1 after 40 steps. With weight decay 0.1 test accuracy follows hundreds of steps later, the
-    sooner the more data, while each unit takes up a single frequency; without decay it never does.
+    sooner the more data, while each unit takes up a single frequency; without decay it does not in as many.
     """
 
     name = "grokking"
@@ -83,7 +83,7 @@ class Grokking(Entry[System, Observed, Predicted]):
 
     def run(self, system: System) -> Observed:
         decayed = {share: _train(system, share, system.decay, count) for share, count in system.steps.items()}
-        plain = _train(system, 0.7, 0.0, system.steps[0.7] // 2)
+        plain = _train(system, 0.7, 0.0, system.steps[0.7])
         # all phases of one frequency: the shift of a permutes the units
         angle = 2 * torch.pi * torch.arange(PRIME, dtype=torch.float64) / PRIME
         one, two = torch.cartesian_prod(angle, angle).unbind(dim=1)
@@ -101,16 +101,17 @@ class Grokking(Entry[System, Observed, Predicted]):
             found = _reached(course.test, 0.95)
             rows += [
                 monte_carlo.at_most(f"{some}: training accuracy is 99 % by step", 60.0, _reached(course.train, 0.99)),
-                # 740 to 920 and 1420 to 1560 over five seeds and two
+                # 620 to 800 over five seeds, and 1420 to 1560 over two
                 monte_carlo.close(f"{some}: test accuracy is 95 % by step", when, found, 0.25, relative=True),
                 monte_carlo.at_least(f"{some}: power in dominant frequencies", 0.55, course.power),
             ]
         kinships, plain = observed.decayed[0.7].kinships, observed.plain
         return [
             *rows,
-            monte_carlo.at_most("without decay: test accuracy", 0.3, plain.test[-1]),
+            # five seeds: .17 to .27 after 900 steps, .22 to .36 after 1200; the power .42 to .45
+            monte_carlo.at_most("without decay, after as many steps: test accuracy", 0.45, plain.test[-1]),
             monte_carlo.at_most("without decay: power in dominant frequencies", 0.5, plain.power),
-            # with decay .51 to .61, without .09 to .37
+            # five seeds: with decay .48 to .74, without .1 to .38, between them .18 to .49
             monte_carlo.at_least("NTK and equal sums, with decay: correlation", 0.4, kinships[-1]),
             monte_carlo.at_least("the same, more than without decay by", 0.05, kinships[-1] - plain.kinships[-1]),
             monte_carlo.at_most("the same before training", 0.2, kinships[0].abs()),
@@ -128,14 +129,14 @@ class Grokking(Entry[System, Observed, Predicted]):
                 points("training", steps, course.train),
                 curve("found by then", [predicted.grokked[0.7]] * 2, [0.0, 1.0], group=1),
                 points("test", steps, course.test, group=1),
-                points("test, without decay", steps[: len(plain.test)], plain.test, group=2),
+                points("test, without decay", steps, plain.test, group=2),
             ),
             Panel.of(
                 "The NTK sees which pairs have the same sum",
                 "step",
                 "correlation",
                 points("with decay", [0, count // 2, count], course.kinships, group=1),
-                points("without", [0, count // 4, count // 2], plain.kinships, group=2),
+                points("without", [0, count // 2, count], plain.kinships, group=2),
             ),
         )
 
