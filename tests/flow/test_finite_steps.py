@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 import torch
 
-from kpflow.flow import finite_step_kernel, finite_step_rates, modified_gradient_flow
+from kpflow.flow import finite_step_kernel, finite_step_rates, modified_flow, modified_gradient_flow
 
 
 def symmetric(values, seed=0):
@@ -62,6 +62,39 @@ def test_one_step_is_the_flow_up_to_the_next_order(order):
     assert math.log2(errors[0] / errors[1]) == pytest.approx(order + 1, abs=0.1)
 
 
+def bilinear(players):
+    """Two players of two parameters each, with L₁ = xᵀAy = −L₂/2: one learns at twice the rate of the other."""
+    payoff = torch.tensor([[1.0, 0.5], [-0.3, 2.0]], dtype=torch.float64)
+    first, second = players
+    return torch.stack([-payoff @ second, 2 * payoff.mT @ first])
+
+
+def cubic(players):
+    x, y = players
+    return torch.stack([-y - x**3, 2 * x - x**2 * y])
+
+
+@pytest.mark.parametrize("order", [1, 2, 3])
+@pytest.mark.parametrize(("game", "start"), [(bilinear, [[0.6, -0.4], [0.3, 0.8]]), (cubic, [0.6, -0.4])])
+def test_a_step_of_a_game_is_the_flow_up_to_the_next_order(game, start, order):
+    players = torch.tensor(start, dtype=torch.float64)
+    errors = [
+        float((players + eta * game(players) - integrated(modified_flow(game, eta, order), players, eta)).norm())
+        for eta in (0.01, 0.005)
+    ]
+    assert math.log2(errors[0] / errors[1]) == pytest.approx(order + 1, abs=0.05)
+
+
+def test_steps_of_a_bilinear_game_drive_its_players_away():
+    # with f = Mθ: f − η/2 M²θ, and M² has negative eigenvalues for the rotation that a bilinear game is
+    players = torch.tensor([[0.6, -0.4], [0.3, 0.8]], dtype=torch.float64)
+    matrix = torch.func.jacrev(bilinear)(players).reshape(4, 4)
+    series = matrix - 0.1 / 2 * matrix @ matrix
+    assert torch.allclose(modified_flow(bilinear, 0.1)(players).flatten(), series @ players.flatten(), atol=1e-14)
+    assert (torch.linalg.eigvals(series).real > 0.01).all()
+    assert torch.linalg.eigvals(matrix).real.abs().max() < 1e-12
+
+
 def test_on_a_quadratic_the_fields_are_the_series_of_the_kernel():
     theta = symmetric((0.1, 0.2, 0.3))
     start = torch.tensor([1.0, 2.0, -1.0], dtype=torch.float64)
@@ -81,8 +114,13 @@ def test_what_is_refused():
         lambda eta: finite_step_kernel(torch.eye(2), eta),
         lambda eta: finite_step_rates(torch.ones(2), eta),
         lambda eta: modified_gradient_flow(torch.sum, eta, 1),
+        lambda eta: modified_flow(torch.neg, eta),
     ):
         with pytest.raises(ValueError, match="`learning_rate` must be a positive number; got 0"):
             call(0.0)
     with pytest.raises(ValueError, match="`order` must be a whole number between 1 and 3; got 4"):
         modified_gradient_flow(torch.sum, 0.1, 4)
+    with pytest.raises(ValueError, match="`order` must be a whole number between 1 and 3; got 0"):
+        modified_flow(torch.neg, 0.1, 0)
+    with pytest.raises(ValueError, match=r"`field` must give a velocity of the shape of the parameters, \(3,\); got"):
+        modified_flow(torch.sum, 0.1)(torch.ones(3))

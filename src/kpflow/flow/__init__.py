@@ -6,7 +6,7 @@ from .channels import Channels, FieldComparison, channels
 from .charges import Charges, find_charges
 from .core import Core
 from .cores import cores
-from .finite_steps import finite_step_kernel, finite_step_rates, modified_gradient_flow
+from .finite_steps import finite_step_kernel, finite_step_rates, modified_flow, modified_gradient_flow
 from .gate_cores import GateCore
 from .infinite_width import (
     InfinitePerceptron,
@@ -76,6 +76,7 @@ __all__ = [
     "infinite_perceptron",
     "infinite_recurrent",
     "local_learning",
+    "modified_flow",
     "modified_gradient_flow",
     "natural_gradient",
     "objectives",

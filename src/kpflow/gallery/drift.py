@@ -6,9 +6,9 @@ from typing import NamedTuple, final
 
 import torch
 from torch import Tensor
-from torch.func import grad, jacrev
+from torch.func import grad
 
-from kpflow.flow import finite_step_kernel, finite_step_rates, modified_gradient_flow
+from kpflow.flow import finite_step_kernel, finite_step_rates, modified_flow, modified_gradient_flow
 
 from .draws import normal
 from .entry import Check, Entry, Line, Panel, curve, formula, identity, pair
@@ -99,7 +99,8 @@ class Drift(Entry[System, Observed, Predicted]):
             local.append([_distance(flow, system.start, step, 4, once) for flow in flows])
             everywhere.append([_distance(flow, system.start, system.time, count, ended) for flow in flows[:2]])
             played = system.players + system.rate * step * _game(system.players)
-            games.append([_distance(flow, system.players, step, 4, played) for flow in (_game, _corrected(step))])
+            fields = (_game, modified_flow(_game, step))
+            games.append([_distance(flow, system.players, step, 4, played) for flow in fields])
         left = torch.exp(-30 * 0.1 * finite_step_rates(CURVATURES, 0.1)).real
         return Observed(
             torch.tensor(local).mT,
@@ -167,16 +168,6 @@ def _game(players: Tensor) -> Tensor:
     """−∂L₁/∂x and −∂L₂/∂y for L₁ = xy + x⁴/4 and L₂ = −xy + x²y²/2 + y⁴/8."""
     x, y = players
     return torch.stack([-y - x**3, x - x**2 * y - y**3 / 2])
-
-
-def _corrected(step: float) -> Callable[[Tensor], Tensor]:
-    """f − η/2 ∂f f."""
-
-    def field(players: Tensor) -> Tensor:
-        speed = _game(players)
-        return speed - step / 2 * jacrev(_game)(players) @ speed
-
-    return field
 
 
 def _growth(step: float) -> float:
