@@ -8,7 +8,7 @@ import torch
 from torch import Generator, Tensor
 
 from .draws import normal
-from .entry import Check, Entry, Panel, formula, identity, monte_carlo, pair, points
+from .entry import Check, Entry, Panel, formula, monte_carlo, pair, points
 from .flows import rk4
 from .students import map_jacobian
 
@@ -133,8 +133,6 @@ class InContext(Entry[System, Observed, Predicted]):
         ratio = (predicted.loss - NOISE) / (predicted.limit - NOISE)
         long = system.steps > 1000  # the short form ends at t = 100 instead of 300, and with less of Adam
         midway = float(_surrogate(torch.tensor([[0.25], [1.0]]).double()))
-        n, many, m = LENGTH - 1, LENGTH + MANY, LENGTH / (LENGTH + MANY)
-        best = 1 + NOISE - 2 * m * n / LENGTH + m**2 * n * many / LENGTH**2
         key = observed.matrices["key"][:, :4]
         diagonal = key.diagonal(dim1=1, dim2=2)
         off = (key - torch.diag_embed(diagonal)).abs().max() / diagonal.abs().mean()
@@ -147,7 +145,6 @@ class InContext(Entry[System, Observed, Predicted]):
             formula.close("their loss", predicted.limit, other, 5e-3),
             formula.close("excess of one over two heads", ratio, (loss - NOISE) / (other - NOISE), 0.05, relative=True),
             formula.close("early growth rate", 2.0, growth, 0.08, relative=True),
-            identity.close("best of the zero-sum loss", 1 + NOISE - n / many, best, 1e-12),
             # seven seeds, short: .012 to .037, .05 to .1 and 0 to .01; .09 to .14, .02 to .05, 0 to .08 and .06 to .11
             monte_carlo.close("surrogate by sampling, midway", midway, observed.midway, 0.05, relative=True),
             monte_carlo.close("in the end, to d/L", loss, observed.optimal, SIZE / LENGTH, relative=True),

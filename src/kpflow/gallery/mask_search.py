@@ -108,7 +108,6 @@ class MaskSearch(Entry[System, Observed, Predicted]):
         search, saliency = (int((found <= 1.05 * predicted.best).sum()) for found in observed[:2])
         jacobians, gram = observed.jacobians, predicted.gram[:SEEN]
         spectra = torch.linalg.eigvalsh(gram), torch.linalg.eigvalsh(jacobians @ jacobians.mT)[:, -SIZE:]
-        least = (observed.search - predicted.best).min()
         # eight seeds: the search 20 seven times and 19 once, saliency 4 to 9
         return [
             identity.close("Gram of the mask is JᵀJ", gram, jacobians.mT @ jacobians, 1e-12),
@@ -116,7 +115,6 @@ class MaskSearch(Entry[System, Observed, Predicted]):
             identity.close("mean loss over all 2^d random masks", predicted.mean, observed.enumerated, 1e-10),
             monte_carlo.close("problems of 20 in which the search is within 5 % of the best", PROBLEMS, search, 1.0),
             monte_carlo.at_most("the same by saliency", 14.0, float(saliency)),
-            identity.at_least("no mask is better than the best of all", 0.0, least + 1e-12),
         ]
 
     def panels(self, system: System, observed: Observed, predicted: Predicted) -> tuple[Panel, Panel]:

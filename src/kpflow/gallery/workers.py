@@ -99,10 +99,14 @@ class Workers(Entry[System, Observed, Predicted]):
         return System(distance / distance.norm(), inputs, noise, correlation, mixed, 1.5 if broken else 1.0)
 
     def run(self, system: System) -> Observed:
-        miss = system.inputs @ system.distance - system.excess * system.noise
-        gradients = (miss[..., None] * system.inputs).mean(dim=2)  # [r, N, p]
-        grams, losses = gradients @ gradients.mT, miss.square().mean(dim=2) / 2
-        alike, equal = (part[:, :1].expand_as(part) for part in (gradients, losses))  # as if all saw the data of one
+        def work(inputs: Tensor, noise: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+            miss = inputs @ system.distance - system.excess * noise
+            return miss, (miss[..., None] * inputs).mean(dim=2), miss.square().mean(dim=2) / 2
+
+        miss, gradients, losses = work(system.inputs, system.noise)  # [r, N, b], [r, N, p], [r, N]
+        grams = gradients @ gradients.mT
+        repeated = (part[:100, :1].repeat_interleave(COUNT, dim=1) for part in (system.inputs, system.noise))
+        _, alike, equal = work(*repeated)
         aggregate = float(gradients.mean(dim=1).square().sum(dim=1).mean())
         apart = float(gradients.square().sum(dim=2).mean()) - aggregate
         total = system.directions.cumsum(dim=1).square().sum(dim=2).mean(dim=0)
