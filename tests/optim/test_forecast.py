@@ -11,18 +11,20 @@ from kpflow.optim import forecast
 from models import F64, randn, seeded
 
 
-def descent(model, inputs, loss, rate, steps, metric=None):
+def descent(model, inputs, loss, rate, steps, metric=None, momentum=0.0):
     """Losses and outputs of full-batch descent, and the model's after `steps`."""
     model = copy.deepcopy(model)
     losses, outputs = [], []
     parameters = list(model.parameters())
+    mean = 0.0
     for _ in range(steps + 1):
         y = model(inputs)
         value = loss(y)
         losses.append(float(value.detach()))
         outputs.append(y.detach())
         gradient = torch.cat([g.flatten() for g in torch.autograd.grad(value, parameters)])
-        move = rate * (gradient if metric is None else metric * gradient)
+        mean = momentum * mean + (1 - momentum) * gradient
+        move = rate * (mean if metric is None else metric * mean)
         with torch.no_grad():
             for p, part in zip(parameters, move.split([p.numel() for p in parameters]), strict=True):
                 p.sub_(part.reshape(p.shape))
@@ -64,6 +66,72 @@ def test_a_metric_is_that_of_preconditioned_steps(linear):
     seen, _ = descent(model, inputs, loss, 0.3, 20, metric)
     ahead = forecast(kp.linearise(model, inputs), loss, learning_rate=0.3, steps=20, metric=metric)
     torch.testing.assert_close(ahead.losses, seen, rtol=1e-8, atol=1e-12)
+
+
+@pytest.mark.parametrize("rate", [0.3, 3.0, 30.0])
+def test_momentum_on_a_linear_model_is_predicted_exactly(linear, rate):
+    model, inputs, loss = linear
+    metric = torch.rand(8, dtype=F64, generator=torch.Generator().manual_seed(4)) + 0.1
+    components = randn(2, 8, 2, seed=5)
+    seen, outputs = descent(model, inputs, loss, rate, 60, metric, momentum=0.9)
+    keywords = {"learning_rate": rate, "steps": 60, "metric": metric, "components": components}
+    ahead = forecast(kp.linearise(model, inputs), loss, momentum=0.9, **keywords)
+    torch.testing.assert_close(ahead.losses, seen, rtol=1e-10, atol=0)
+    moved = torch.einsum("cij,nij->cn", components, outputs - outputs[0])
+    torch.testing.assert_close(ahead.directions, moved, rtol=1e-8, atol=1e-10)
+    factors = torch.zeros(len(ahead.rates), 2, 2, dtype=F64)  # of (θ, m) in a step
+    factors[:, 0, 0], factors[:, 0, 1] = 1 - 0.1 * rate * ahead.rates, -0.9 * rate
+    factors[:, 1, 0], factors[:, 1, 1] = 0.1 * ahead.rates, 0.9
+    assert ahead.stable == bool((torch.linalg.eigvals(factors).abs() < 1).all()) == (rate < 30)
+    assert forecast(kp.linearise(model, inputs), loss, **keywords).stable == (rate < 3)
+
+
+def test_momentum_of_sgd_has_a_rate_that_is_larger(linear):
+    model, inputs, loss = linear
+    ahead = forecast(kp.linearise(model, inputs), loss, learning_rate=0.05 / (1 - 0.9), momentum=0.9, steps=20)
+    optimizer, losses = torch.optim.SGD(model.parameters(), lr=0.05, momentum=0.9), []
+    for _ in range(21):
+        optimizer.zero_grad()
+        value = loss(model(inputs))
+        losses.append(float(value.detach()))
+        value.backward()
+        optimizer.step()
+    torch.testing.assert_close(ahead.losses, torch.tensor(losses, dtype=F64), rtol=1e-10, atol=0)
+
+
+def test_a_settled_adam_is_a_metric_and_momentum():
+    """To a tenth of what the loss falls by in 30 steps: its v and the kernel move. Plain descent would diverge."""
+    model = seeded(nn.Sequential(nn.Linear(3, 6), nn.Tanh(), nn.Linear(6, 2)))
+    inputs, target = randn(20, 3, seed=1), randn(20, 2, seed=2)
+
+    def loss(y):
+        return (y - target).square().mean()
+
+    optimizer = torch.optim.Adam(model.parameters(), lr=0.03, betas=(0.9, 0.999))
+
+    def train(steps):
+        losses = []
+        for _ in range(steps):
+            optimizer.zero_grad()
+            value = loss(model(inputs))
+            losses.append(float(value.detach()))
+            value.backward()
+            optimizer.step()
+        return torch.tensor(losses, dtype=F64)
+
+    train(200)
+    states = [optimizer.state[p] for p in model.parameters()]
+    seconds = torch.cat([state["exp_avg_sq"].flatten() for state in states]) / (1 - 0.999**200)
+    for state in states:
+        state["exp_avg"].zero_()
+    keywords = {"learning_rate": 0.03, "steps": 30, "metric": 1 / (seconds.sqrt() + 1e-8)}
+    lin = kp.linearise(copy.deepcopy(model), inputs)
+    ahead, plain = forecast(lin, loss, momentum=0.9, **keywords), forecast(lin, loss, **keywords)
+    seen = train(31)
+    assert ahead.stable
+    assert not plain.stable
+    torch.testing.assert_close(ahead.losses, seen, rtol=0, atol=0.1 * float(seen[0] - seen[-1]))
+    assert float(plain.losses[-1]) > 1e6 * float(seen[0])
 
 
 def test_rates_and_parts_are_those_of_the_gauss_newton_matrix(linear):
@@ -185,5 +253,8 @@ def test_refusals(linear):
     for name, value in (("learning_rate", 0.0), ("steps", 0), ("krylov", 0)):
         with pytest.raises(ValueError, match=f"`{name}` must be a positive"):
             forecast(lin, loss, **(keywords | {name: value}))
+    for momentum in (-0.1, 1.1):
+        with pytest.raises(ValueError, match=f"`momentum` must be a number between 0 and 1; got {momentum}"):
+            forecast(lin, loss, momentum=momentum, **keywords)
     with pytest.raises(ValueError, match="`losses` must be at most 4"):
         forecast(lin, loss, **keywords).holds(torch.ones(5))

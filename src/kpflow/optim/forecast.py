@@ -1,6 +1,7 @@
 """What the next steps of descent will do if the kernel stays: the loss, its parts' rates, the order of learning."""
 
 import dataclasses
+import itertools
 from collections.abc import Callable, Sequence
 from typing import final
 
@@ -24,7 +25,7 @@ FEWER = 3
 """The error of a Krylov space is taken from one that is smaller by so many vectors."""
 
 LARGEST = 1e100
-"""(1 − ηλ)ⁿ is held within this where descent diverges, so that there is neither NaN nor inf."""
+"""p_n is held within this where descent diverges, so that there is neither NaN nor inf."""
 
 NEGLIGIBLE = 1e-12
 """Rates below this part of the largest are those of directions in which nothing moves."""
@@ -36,16 +37,19 @@ class Forecast:
     """Descent of a model that is linear in its parameters, with the curvature that the loss has now.
 
     With F = Jᵀ H J, J = ∂y/∂θ, H = ∂²L/∂y² and the gradient b: θ_n − θ_0 = −p_n(F) b with p_n(λ) = (1 − (1 − ηλ)ⁿ) / λ.
+    With momentum β, steps are −η m with m ← β m + (1 − β) ∂L/∂θ, and p_n follows from the recursion of these two (heavy
+    ball; Polyak 1964).
     For squared errors F has the spectrum of the NTK, up to the loss's factor. All is read off a Krylov space of b.
 
     Args:
         losses: L_0, …, L_n, shape `[n + 1]`, float64.
         error: The most that L_n may be off, from a smaller Krylov space.
-        rates: λ_j, the parts' curvatures, largest first, shape `[m]`: part j falls as (1 − η λ_j)²ⁿ.
+        rates: λ_j, the parts' curvatures, largest first, shape `[m]`: part j falls as (1 − η λ_j)²ⁿ without momentum.
         parts: How much of the loss each of them is at the start, shape `[m]`.
         directions: For each target component u_i its ⟨u_i, y_n − y_0⟩, shape `[C, n + 1]`; no rows if none are asked.
         wanted: ⟨u_i, y* − y_0⟩, what each component lacks, shape `[C]`; y* is where the loss's gradient in y vanishes.
         learning_rate: η.
+        momentum: β.
         products: Products with F that were used.
     """
 
@@ -56,12 +60,16 @@ class Forecast:
     directions: Float[Tensor, "C N"]
     wanted: Float[Tensor, " C"]
     learning_rate: float
+    momentum: float
     products: int
 
     @property
     def stable(self) -> bool:
-        """Whether η λ < 2 for every part: otherwise the linear model diverges."""
-        return bool((self.learning_rate * self.rates < 2).all())
+        """Whether η λ < 2 (1 + β) / (1 − β) for every part: otherwise the linear model diverges.
+
+        Below it the roots of z² − (1 + β − (1 − β) η λ) z + β, the factors of a part in a step, are in the unit disc.
+        """
+        return bool(((1 - self.momentum) * self.learning_rate * self.rates < 2 * (1 + self.momentum)).all())
 
     @property
     def out_of_reach(self) -> float:
@@ -116,6 +124,7 @@ def forecast(
     steps: int,
     of: str = "outputs",
     metric: Tensor | None = None,
+    momentum: float = 0.0,
     components: Tensor | None = None,
     krylov: int = 40,
 ) -> Forecast:
@@ -124,13 +133,20 @@ def forecast(
     Exact where the model is linear in its parameters and the loss quadratic in y; otherwise good for as long as the NTK
     does not move: compare with `Forecast.holds`, and the kernels by `kpflow.estimate.alignment`.
 
+    Adam is descent with a metric and momentum for as long as its v stays, with v and t (`exp_avg_sq`, `step`) of each
+    parameter's state: `metric` = 1 / (√(v / (1 − β₂ᵗ)) + ε), `momentum` = β₁, and its own η. Two things are left out:
+    the factor 1 / (1 − β₁ᵗ), 1 after some tens of steps, and its m (`exp_avg`), which is taken to be 0 at the start:
+    unless it is set to 0, Adam is ahead of the forecast by about β₁ / (1 − β₁) steps.
+
     Args:
         linearisation: The linearised state equation, on the trials that are trained on.
         loss: From the model's outputs y (or the states, with `of="states"`), batch first, to a scalar.
         learning_rate: η.
         steps: n.
         of: "outputs" or "states".
-        metric: A positive diagonal M on parameter space, flat, for steps −η M ∂L/∂θ; Adam's 1/(√v + ε) for Adam.
+        metric: A positive diagonal M on parameter space, flat, for steps −η M ∂L/∂θ.
+        momentum: β, for steps −η M m with m ← β m + (1 − β) ∂L/∂θ, from m = 0 on. SGD's, which is not averaged, is this
+            one with η / (1 − β) for its η.
         components: u_i, orthonormal or not, shape `[C, *shape of y]`: target components to follow.
         krylov: Dimension of the Krylov space, and about as many products.
 
@@ -157,6 +173,7 @@ def forecast(
     check_positive("learning_rate", learning_rate)
     check_positive("steps", steps, integer=True)
     check_positive("krylov", krylov, integer=True)
+    check_range("momentum", momentum, 0, 1)
     check_one_of("of", of, ("outputs", "states"))
     ntk = Ntk(linearisation, readout="outputs" if of == "outputs" else None)
     readout = linearisation.readout
@@ -170,33 +187,36 @@ def forecast(
         raise ValueError("The gradient of `loss` must not be zero; nothing would move. Is it at its minimum?")
     space = Lanczos(Products(Gram(jacobian.T, curvature)), gradient[None], len(gradient))
     space.extend(min(krylov, len(gradient)))
-    small = _Regime(space, max(1, space.steps - FEWER), value, size, learning_rate)
-    regime = _Regime(space, space.steps, value, size, learning_rate)
+    small = _Regime(space, max(1, space.steps - FEWER), value, size, learning_rate, momentum)
+    regime = _Regime(space, space.steps, value, size, learning_rate, momentum)
     losses = regime.losses(steps)
     rates, parts = regime.parts()
     wanted, moved = _components(components, at, jacobian, curvature, error, regime, steps)
     whole = not len(space.active)  # the space of b is complete
     off = 0.0 if whole else float((losses - small.losses(steps)).abs().max())
-    return Forecast(losses, off, rates, parts, moved, wanted, float(learning_rate), space.products.count)
+    return Forecast(
+        losses, off, rates, parts, moved, wanted, float(learning_rate), float(momentum), space.products.count
+    )
 
 
 @final
 class _Regime:
     """Functions of F on b = ‖b‖ V e₁, from T = Vᵀ F V of the first k vectors of a Krylov space."""
 
-    def __init__(self, space: Lanczos, size: int, loss: float, length: float, rate: float) -> None:
-        self.loss, self.length, self.rate = loss, length, rate
+    def __init__(self, space: Lanczos, size: int, loss: float, length: float, rate: float, momentum: float) -> None:
+        self.loss, self.length, self.rate, self.momentum = loss, length, rate, momentum
         self.basis = space.basis[0, :size]
         values, vectors = torch.linalg.eigh(space.matrices()[0, :size, :size].cpu())
         self.values, self.vectors = values.clamp_min(0).flip(0), vectors.flip(1)
 
     def _moves(self, steps: int) -> Float[Tensor, "N m"]:
-        """p_n(λ) for n = 0, …, steps; n η where λ is 0."""
-        count = torch.arange(steps + 1, dtype=torch.float64)[:, None]
-        shrink = 1 - self.rate * self.values
-        small = self.rate * self.values < 1e-8
-        exact = (1 - (shrink**count).clamp(-LARGEST, LARGEST)) / torch.where(small, 1.0, self.values)
-        return torch.where(small, self.rate * count, exact)
+        """p_n(λ) for n = 0, …, steps: p ← p + η m after m ← β m + (1 − β) (1 − λ p), from p = m = 0."""
+        moves = torch.zeros(steps + 1, len(self.values), dtype=torch.float64)
+        mean = torch.zeros_like(moves[0])
+        for before, after in itertools.pairwise(moves):
+            mean = self.momentum * mean + (1 - self.momentum) * (1 - self.values * before)
+            torch.add(before, mean, alpha=self.rate, out=after).clamp_(-LARGEST, LARGEST)
+        return moves
 
     def losses(self, steps: int) -> Float[Tensor, " N"]:
         """L_0 − ‖b‖² e₁ᵀ [p_n − ½ p_n T p_n] e₁."""
