@@ -103,6 +103,48 @@ def test_a_charge_of_both_kinds_moves_by_the_law_too():
     assert torch.allclose(charge.after_step(theta, gradient, 0.1, 0.3), charge.values(moved), rtol=1e-14)
 
 
+def test_the_law_over_training_needs_the_start_and_the_gradients_only(rectifier):
+    model, x, charges = rectifier
+    start, targets = flat(model), inputs(40, 3, seed=1)
+    shapes = {name: value.shape for name, value in model.named_parameters()}
+
+    def loss(theta, kind):
+        parts = theta.split([shape.numel() for shape in shapes.values()])
+        named = {name: part.view(shape) for (name, shape), part in zip(shapes.items(), parts, strict=True)}
+        outputs = torch.func.functional_call(model, named, (x,))
+        return (outputs - targets).square().mean() if kind else -outputs[:, 0].mean()
+
+    for rate, decay in ((0.02, 0.0), (0.02, 0.3)):
+        path, gradients = [start], []
+        for step in range(60):  # of two losses in turn
+            gradients.append(torch.func.grad(loss)(path[-1], step % 2))
+            path.append((1 - rate * decay) * path[-1] - rate * gradients[-1])
+        law, direct = charges.along(start, torch.stack(gradients), rate, decay), charges.values(torch.stack(path))
+        assert law.shape == (61, 9)
+        assert torch.allclose(law, direct, rtol=1e-10, atol=1e-10)
+        assert (direct[-1] - direct[0]).abs().max() > 1e-3
+        missed = charges.along(start, 1.01 * torch.stack(gradients), rate, decay)
+        assert (missed - direct).abs().max() > 1e-6
+
+
+def test_the_law_over_training_of_a_charge_of_both_kinds():
+    # of y = (θ + 1) w, whose gradients are along (w, θ + 1)
+    charge = Charges(
+        torch.tensor([[1.0, -1.0]], dtype=torch.float64),
+        torch.tensor([[1.0, 0.0]], dtype=torch.float64),
+        torch.zeros(1, dtype=torch.float64),
+        find_charges(network(nn.Linear(1, 1)), inputs(5, 1)).parameters,
+    )
+    path, gradients = [torch.tensor([0.5, 2.0], dtype=torch.float64)], []
+    for _ in range(40):
+        first, second = path[-1]
+        gradients.append(((first + 1) * second - 1) * torch.stack([second, first + 1]))
+        path.append((1 - 0.1 * 0.3) * path[-1] - 0.1 * gradients[-1])
+    law, direct = charge.along(path[0], torch.stack(gradients), 0.1, 0.3), charge.values(torch.stack(path))
+    assert torch.allclose(law, direct, rtol=1e-13, atol=1e-13)
+    assert (direct[-1] - direct[0]).abs() > 0.1
+
+
 def test_the_model_and_the_global_generator_stay_as_they_are(rectifier):
     model, x, _ = rectifier
     before, state = flat(model).clone(), torch.random.get_rng_state()
@@ -134,3 +176,7 @@ def test_what_is_refused(rectifier):
         charges.after_step(theta, theta, 0.0)
     with pytest.raises(ValueError, match="`weight_decay` must be a number at least 0"):
         charges.after_step(theta, theta, 0.1, -0.1)
+    with pytest.raises(ValueError, match=r"`gradients` must be one row of 31 parameters for each step; got shape"):
+        charges.along(theta, torch.zeros(2, 30), 0.1)
+    with pytest.raises(ValueError, match="`weight_decay` must be a number at least 0"):
+        charges.along(theta, theta[None], 0.1, -0.1)

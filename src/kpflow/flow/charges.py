@@ -63,22 +63,54 @@ class Charges:
     ) -> Float[Tensor, " C"]:
         """Q after one step θ ← (1 − ηλ) θ − η g of any size, exactly, of a loss of the outputs.
 
-        Q ← (1 − ηλ)² ½ a·θ² + (1 − ηλ) c·θ + ½ η² a·g² − η² λ c·g, since ⟨a ∘ θ + c, g⟩ = 0.
+        Q ← (1 − ηλ)² ½ a·θ² + (1 − ηλ) c·θ + ½ η² a·g² − η² λ c·g: the step of `along`, which tells the arguments.
+        """
+        return self.along(parameters, gradient[None], learning_rate, weight_decay)[1]
+
+    def along(
+        self, parameters: Float[Tensor, " P"], gradients: Tensor, learning_rate: float, weight_decay: float = 0.0
+    ) -> Float[Tensor, "S C"]:
+        """Q at all steps θ ← (1 − ηλ) θ − η g of any size, exactly, of any losses of the outputs, without the later θ.
+
+        Q = Qₐ + Q_c, with Qₐ = ½ a·θ² ← (1 − ηλ)² Qₐ + ½ η² a·g² + (1 − ηλ) η c·g and Q_c = c·θ ← (1 − ηλ) Q_c − η c·g
+        since ⟨a ∘ θ + c, g⟩ = 0. Without decay a step adds ½ η² a·g² to Q, and nothing else (Kunin et al. 2021, arXiv
+        2012.04728; Tanaka and Kunin 2021, arXiv 2105.02716).
 
         Args:
-            parameters: θ before the step.
-            gradient: g there, without weight decay.
+            parameters: θ before the first step.
+            gradients: g at every step, without weight decay; shape `[T, P]`.
             learning_rate: η.
             weight_decay: λ.
 
+        Returns:
+            Before the first step and after each: shape `[T + 1, C]`.
+
         Raises:
-            ValueError: η is not positive, or λ is negative.
+            ValueError: η is not positive, λ is negative, or the gradients do not fit the parameters of the charges.
+
+        Example:
+            >>> one = torch.ones(1, 2, dtype=torch.float64)
+            >>> charges = Charges(one, 0 * one, one[0, :1], Space.of((2,), ("parameter",)))  # ½ ‖w‖² of w/‖w‖
+            >>> gradients = torch.tensor([[0.0, 1.0], [0.2, 2.0]])  # across w
+            >>> charges.along(torch.tensor([1.0, 0.0]), gradients, learning_rate=0.1)[:, 0]
+            tensor([0.5000, 0.5050, 0.5252], dtype=torch.float64)
         """
         check_positive("learning_rate", learning_rate)
         check_range("weight_decay", weight_decay, 0)
-        theta, g, kept = parameters.double(), gradient.double(), 1 - learning_rate * weight_decay
-        scaled = 0.5 * self.scalings @ (kept**2 * theta.square() + learning_rate**2 * g.square())
-        return scaled + self.shifts @ (kept * theta - learning_rate**2 * weight_decay * g)
+        if gradients.ndim != 2 or gradients.shape[1] != self.parameters.size:
+            raise ValueError(
+                f"`gradients` must be one row of {self.parameters.size} parameters for each step; "
+                f"got shape {tuple(gradients.shape)}. Join the gradients of all parameters, then stack the steps."
+            )
+        theta, g, kept = parameters.double(), gradients.double(), 1 - learning_rate * weight_decay
+        shifted = learning_rate * g @ self.shifts.mT  # [T, C]
+        kicks = 0.5 * learning_rate**2 * g.square() @ self.scalings.mT + kept * shifted
+        square, linear = 0.5 * self.scalings @ theta.square(), self.shifts @ theta
+        path = [square + linear]
+        for kick, shift in zip(kicks, shifted, strict=True):
+            square, linear = kept**2 * square + kick, kept * linear - shift
+            path.append(square + linear)
+        return torch.stack(path)
 
 
 def find_charges(
