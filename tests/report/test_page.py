@@ -376,3 +376,17 @@ def test_a_record_that_shows_nothing():
     record = xr.Dataset({"something": ("step", [1.0])}, coords={"step": [0]})
     with pytest.raises(ValueError, match="must hold a variable that the report shows, such as 'loss'; got something"):
         report.render(record)
+
+
+def test_captions_part_the_collapse_into_the_tasks_and_the_networks():
+    record = make_record()
+    words = Elements(report.render(record)).words
+    error, change = (float(record.effective_dimension[-1].sel(stage=stage)) for stage in ("error", "change"))
+    share = np.log(128 / error) / np.log(128 / change)
+    assert f"has {error:.3g} and the change {change:.3g} at the last step" in words
+    assert f"on a logarithmic scale {share:.0%} of the collapse is there in the error already" in words
+    assert "of 345600 states at most 60 by structure" in words
+    few = record.isel(unit=slice(0, 2))  # fewer units than dimensions: there is nothing to part
+    words = Elements(report.render(few.drop_vars("ntk_effective_rank"))).words
+    assert "on a logarithmic scale" not in words
+    assert "by structure, and" not in words

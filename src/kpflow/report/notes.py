@@ -1,5 +1,6 @@
 """What captions add of the record at hand: what was thinned, what was searched, and what was found."""
 
+import math
 from collections.abc import Callable
 
 import xarray as xr
@@ -8,7 +9,17 @@ from kpflow.plots.records import has
 
 from .headline import settings_of
 
-__all__ = ["classes", "components", "learning_rate", "search", "static_input", "thinned", "unresolved"]
+__all__ = [
+    "allowed",
+    "classes",
+    "components",
+    "learning_rate",
+    "search",
+    "shares",
+    "static_input",
+    "thinned",
+    "unresolved",
+]
 
 
 def thinned(most: dict[str, int]) -> Callable[[xr.Dataset], str]:
@@ -25,6 +36,30 @@ def learning_rate(record: xr.Dataset) -> str:
     """η of the step that was tried."""
     rate = settings_of(record).get("learning_rate")
     return "" if rate is None else f" Learning rate of that step: {rate}."
+
+
+def shares(record: xr.Dataset) -> str:
+    """How much of the collapse is the error's own, the task's, and how much the network's, at the last step."""
+    units = record.sizes.get("unit", 0)
+    last = record["effective_dimension"].sortby("step").isel(step=-1)
+    if not {"error", "change"} <= set(map(str, record.stage.values)):
+        return ""
+    error, change = (float(last.sel(stage=stage)) for stage in ("error", "change"))
+    if not 1 <= change < units or not 1 <= error <= units:
+        return ""
+    share = min(1.0, math.log(units / error) / math.log(units / change))
+    return (
+        f" Of the {units} dimensions of the units the error has {error:.3g} and the change {change:.3g} at the last "
+        f"step: on a logarithmic scale {share:.0%} of the collapse is there in the error already, the task's, the rest "
+        "is that of P and K, the network's."
+    )
+
+
+def allowed(record: xr.Dataset) -> str:
+    """What the structure leaves of the states, and what this network leaves of that, at the last step."""
+    found, high = (float(record[name].sortby("step")[-1]) for name in ("ntk_effective_rank", "ntk_effective_rank_high"))
+    states = math.prod(record.sizes.get(axis, 0) for axis in ("trial", "time", "unit"))
+    return f" At the last step, of {states} states at most {high:.0f} by structure, and {found:.3g} as it is."
 
 
 def static_input(record: xr.Dataset) -> str:
