@@ -19,7 +19,7 @@ FIGURES = {  # function: (a variable it cannot do without, panels of the full re
     "spectra": (None, 3),
     "collapse_pipeline": ("effective_dimension", 2),
     "collapse_axes": ("effective_dimension_along", 3),
-    "rank_bounds": ("ntk_effective_rank_low", 2),
+    "rank_bounds": ("ntk_effective_rank_low", 3),
     "ntk_modes": ("ntk_mode_time", 24),
     "self_referential_bias": ("core_spectrum", 3),
     "trajectories": ("trajectory", 3),

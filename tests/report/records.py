@@ -99,8 +99,10 @@ def _add_dimensions(record, learned, wobble):
     record["effective_dimension_along"] = ("step", "axis", "stage"), along
     record["ntk_effective_rank_along"] = ("step", "axis"), along[:, :, -2]
     record["ntk_effective_rank_along_error"] = ("step", "axis"), 0.05 * along[:, :, -2]
-    for name, value in {"ntk_rank": 80.0, "ntk_effective_rank_low": 1.2, "ntk_effective_rank_high": 60.0}.items():
-        record[name] = "step", np.full(len(learned), value)
+    for name, value in {"rank": 80.0, "effective_rank_low": 1.2, "effective_rank_high": 60.0}.items():
+        record[f"ntk_{name}"] = "step", np.full(len(learned), value)
+    for end, factor in (("low", 0.3), ("high", 4.0)):
+        record[f"ntk_norm_{end}"] = factor * record["ntk_spectrum"].isel(mode=0, drop=True)
 
 
 def _add_modes(record, learned, angle, times, units, rng):

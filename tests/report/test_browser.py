@@ -128,9 +128,9 @@ def test_the_slider_moves_every_cursor_and_the_trajectories(browser, address, re
         assert step_name.inner_text() == "step 20\u202f000"
         cursors = "[...document.querySelectorAll('.wide .cursor')].map((line) => line.getAttribute('x1'))"
         last, painted = tab.page.evaluate(cursors), tab.page.evaluate(PAINTED)
-        # loss, score, two of the loss change, rank, trace, pipeline, three of its axes, two of the bounds, two of
+        # loss, score, two of the loss change, rank, trace, pipeline, three of its axes, three of the bounds, two of
         # neural collapse, similarity, two of points, exponents, seven of objectives
-        assert len(last) == 25
+        assert len(last) == 26
         tab.page.locator(".step").fill("0")
         tab.settle()
         assert step_name.inner_text() == "step 0"

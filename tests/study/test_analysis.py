@@ -213,6 +213,8 @@ def test_effective_ranks_along_axes_lie_within_the_bounds_of_the_structure(case)
     assert int(record.ntk_rank) == int(torch.linalg.matrix_rank(dense(ParameterKernel(lin)), hermitian=True))
     low, whole, high = (float(record[f"ntk_effective_rank{end}"]) for end in ("_low", "", "_high"))
     assert 1 <= low < whole < high <= float(record.ntk_rank)
+    norm = float(torch.linalg.matrix_norm(dense(Ntk(lin)), ord=2))
+    assert float(record.ntk_norm_low) < norm < float(record.ntk_norm_high)
 
 
 def test_dimensions_along_an_axis_are_those_of_its_second_moment(case):

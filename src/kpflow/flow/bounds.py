@@ -83,13 +83,14 @@ class RankBounds:
         return max(1.0, q**2 * self.kernel_effective_rank, q * trace / first), self._most_even()
 
     @property
-    def largest(self) -> float:
-        """σ_max(P)² λ_1(K), the most that the NTK's largest eigenvalue can be."""
-        return self.singular_values[1] ** 2 * float(self.spectrum[0])
+    def norm(self) -> tuple[float, float]:
+        """σ_min(P)² λ_1(K) and σ_max(P)² λ_1(K): between them is the NTK's largest eigenvalue, its operator norm."""
+        low, high = (value**2 * float(self.spectrum[0]) for value in self.singular_values)
+        return low, high
 
     @property
-    def largest_from_cores(self) -> float:
-        """σ_max(P)² Σ σ_1(M)² max ‖D‖², which is larger and needs no spectrum."""
+    def norm_from_cores(self) -> float:
+        """σ_max(P)² Σ σ_1(M)² max ‖D‖², a larger bound of the norm that needs no spectrum."""
         return self.singular_values[1] ** 2 * self.core_norm
 
     @property

@@ -168,7 +168,7 @@ class KernelStructure(Structure):
             return None
         product = sum(site.features.numel() * _gate_rows(site) for site in self.sites)
         work = sum(site.slope.shape[4] for site in self.sites) * side * side * (longest + side)
-        grams = (gram for group in groups_of(self.sites) for gram in _unit_grams(group))
+        grams = (gram for group in groups_of(self.sites) for gram in _unit_grams([_compressed(one) for one in group]))
         return Exact(work / product, lambda: together([each(gram) for gram in grams]))
 
     def _diagonal(self) -> Float[Tensor, "B T n"]:
@@ -197,6 +197,18 @@ class KernelStructure(Structure):
             features, slope = site.features.double(), _slope_rows(site).flatten(2)
             result += ((features @ features.mT) * (slope @ slope.mT)).sum(0)
         return result
+
+
+def _compressed(site: Site) -> Site:
+    """The site with U S of its features U S Vᵀ: V drops out of N Nᵀ, and so do directions that rounding hides.
+
+    What is left out of K is positive and no larger than eps σ_1² times the largest slope, below the rounding of the
+    states themselves.
+    """
+    left, values, _ = torch.linalg.svd(site.features.flatten(0, 1).double(), full_matrices=False)
+    keep = values.square() >= torch.finfo(site.features.dtype).eps * values[:1].square()
+    features = (left[:, keep] * values[keep]).unflatten(0, site.features.shape[:2])
+    return dataclasses.replace(site, features=features)
 
 
 def _unit_sides(sites: Sequence[Site]) -> tuple[int, int]:

@@ -46,8 +46,6 @@ def fixed_points(record: Record, *, width: float = WIDE, count: int = 3) -> Figu
         ['Step 5: 1 stable']
     """
     record = check_record(record)
-    if count not in range(1, 6):
-        raise ValueError(f"`count` must be a whole number from 1 to 5; got {count!r}.")
     positions = series(record, "fixed_point_position")
     signs = component_signs(record)
     paths = series(record, "trajectory") * signs

@@ -42,8 +42,6 @@ def spectra(record: Record, *, width: float = WIDE, count: int = 4) -> Figure:
         array([4., 1.])
     """
     record = check_record(record)
-    if count not in range(1, 6):
-        raise ValueError(f"`count` must be a whole number from 1 to 5; got {count!r}.")
     names = [name for name in OPERATORS if has(record, f"{name}_spectrum")]
     if not names:
         raise ValueError("`record` must hold the spectrum of an operator, such as 'ntk_spectrum'.")

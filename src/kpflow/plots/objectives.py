@@ -62,8 +62,6 @@ def objective_alignment(record: Record, *, width: float = WIDE, count: int = 3) 
         ['gradient']
     """
     record = check_record(record)
-    if count not in range(1, 6):
-        raise ValueError(f"`count` must be a whole number from 1 to 5; got {count!r}.")
     tables, names = _tables(record, "objective_alignment")
     picks, narrow = chosen_steps(covered_steps(tables), count), is_narrow(width)
     stages = [str(stage) for stage in tables["objective_stage"].values]
@@ -151,8 +149,6 @@ def objective_interference(record: Record, *, width: float = WIDE, count: int = 
         [[-1.0, 0.5], [0.25, -1.0]]
     """
     record = check_record(record)
-    if count not in range(1, 6):
-        raise ValueError(f"`count` must be a whole number from 1 to 5; got {count!r}.")
     tables, names = _tables(record, "objective_interference")
     picks, narrow = chosen_steps(covered_steps(tables), count), is_narrow(width)
     rows, columns = (len(picks), 1) if narrow else (1, len(picks))

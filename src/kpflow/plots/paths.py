@@ -39,8 +39,6 @@ def trajectories(record: Record, *, width: float = WIDE, count: int = 3) -> Figu
         ['Step 5']
     """
     record = check_record(record)
-    if count not in range(1, 6):
-        raise ValueError(f"`count` must be a whole number from 1 to 5; got {count!r}.")
     paths = aligned_trajectories(record)
     picks = chosen_steps(covered_steps(paths), count)
     columns = 1 if is_narrow(width) else len(picks)

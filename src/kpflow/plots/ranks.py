@@ -65,14 +65,15 @@ def effective_ranks(record: Record, *, width: float = WIDE) -> Figure:
 
 
 def rank_bounds(record: Record, *, width: float = WIDE) -> Figure:
-    """The NTK's effective rank between what the network's structure allows it, and along each axis, over training.
+    """The NTK's effective rank and norm between what the network's structure allows them, and ranks along each axis.
 
-    Left: the band is what all networks with this K and such singular values of P may have, the dashed line rank K.
-    Right: effective ranks of the NTK's partial traces on trials, time and units. Bars are one standard error.
+    Left and middle: the bands are what all networks with this K and such singular values of P may have, the dashed line
+    is rank K. Right: effective ranks of the NTK's partial traces on trials, time and units, with standard errors.
 
     Args:
-        record: Holds `ntk_effective_rank(step)`, `ntk_effective_rank_low`, `ntk_effective_rank_high`, `ntk_rank`, and
-            `ntk_effective_rank_along(step, axis)`, perhaps with `…_error`.
+        record: Holds `ntk_effective_rank(step)`, `ntk_effective_rank_low`, `ntk_effective_rank_high`, `ntk_rank`,
+            `ntk_spectrum(step, mode)`, `ntk_norm_low`, `ntk_norm_high`, and `ntk_effective_rank_along(step, axis)`,
+            perhaps with `…_error`.
         width: Of the figure in inches; below 6 the panels stand below each other.
 
     Raises:
@@ -81,43 +82,57 @@ def rank_bounds(record: Record, *, width: float = WIDE) -> Figure:
 
     Example:
         >>> import xarray as xr
-        >>> whole = {"ntk_effective_rank": 9.0, "ntk_effective_rank_low": 1.0, "ntk_effective_rank_high": 70.0}
-        >>> variables = {name: ("step", [value]) for name, value in (whole | {"ntk_rank": 99.0}).items()}
+        >>> whole = {"effective_rank": 9.0, "effective_rank_low": 1.0, "effective_rank_high": 70.0, "rank": 99.0}
+        >>> whole |= {"norm_low": 1.0, "norm_high": 3.0}
+        >>> variables = {f"ntk_{name}": ("step", [value]) for name, value in whole.items()}
+        >>> variables["ntk_spectrum"] = ("step", "mode"), [[2.0, 1.0]]
         >>> variables["ntk_effective_rank_along"] = ("step", "axis"), [[3.0, 2.0]]
         >>> len(rank_bounds(xr.Dataset(variables, {"step": [0], "axis": ["time", "unit"]})).axes)
-        2
+        3
     """
     record = check_record(record)
-    low, high, rank = (series(record, f"ntk_{n}") for n in ("effective_rank_low", "effective_rank_high", "rank"))
-    along, steps = series(record, "ntk_effective_rank_along"), record["step"].values
+    rank, norm = series(record, "ntk_rank"), series(record, "ntk_spectrum").isel(mode=0)
     keys = _bound_keys()
-    columns, legend_rows = (1, len(keys)) if is_narrow(width) else (2, 1)
-    figure, axes = grid(width, columns, 2 // columns, panel_height=2.9, legend_rows=legend_rows)
-    whole, parts = axes.flat
-    whole.fill_between(steps, low.values, high.values, color=PALETTE["grid"], linewidth=0)
-    whole.plot(steps, rank.values, color=PALETTE["kernel"], linestyle="--", linewidth=1.4)
+    columns, legend_rows = (1, len(keys)) if is_narrow(width) else (3, 1)
+    figure, axes = grid(width, columns, 3 // columns, panel_height=2.9, legend_rows=legend_rows)
+    whole, largest, parts = axes.flat
     _estimates(whole, record, ["ntk_effective_rank"])
-    log_axis(whole, np.concatenate([low.values, rank.values]))
+    whole.plot(record["step"].values, rank.values, color=PALETTE["kernel"], linestyle="--", linewidth=1.4)
     panel(whole, title="Effective rank within the bounds")
+    _band(whole, record, "ntk_effective_rank", rank.values)
+    largest.plot(norm["step"].values, norm.values, color=PALETTE["ntk"], marker="o", markersize=2.6, linewidth=1.4)
+    mark_missing(largest, norm["step"].values, covered_steps(norm))
+    panel(largest, title="Norm within the bounds")
+    _band(largest, record, "ntk_norm", norm.values)
+    _along_axes(parts, record)
+    for panel_axes in axes.flat:
+        step_axis(panel_axes, record["step"].values)
+    legend(figure, keys, width, columns=len(keys) // legend_rows)
+    return figure
+
+
+def _band(axes: Axes, record: xr.Dataset, name: str, others: np.ndarray) -> None:
+    low, high = (series(record, f"{name}_{end}").values for end in ("low", "high"))
+    axes.fill_between(record["step"].values, low, high, color=PALETTE["grid"], linewidth=0)
+    log_axis(axes, np.concatenate([low, high, others]))
+
+
+def _along_axes(axes: Axes, record: xr.Dataset) -> None:
+    """Effective ranks of the partial traces."""
+    along, steps = series(record, "ntk_effective_rank_along"), record["step"].values
     bars = series(record, f"{along.name}_error") if has(record, f"{along.name}_error") else 0 * along
-    ends = []
+    lines = []
     for name, marker in zip(map(str, along["axis"].values), "os^", strict=False):
         values, errors = (np.asarray(part.sel(axis=name).values) for part in (along, bars))
-        parts.errorbar(
+        axes.errorbar(
             steps, values, yerr=np.nan_to_num(errors), color=PALETTE["ntk"], marker=marker, markersize=2.6,
             linewidth=1.4, elinewidth=1.2, capsize=2.4,
         )  # fmt: skip
-        finite = np.flatnonzero(np.isfinite(values))
-        if len(finite):
-            ends.append((float(steps[finite[-1]]), float(values[finite[-1]]), name, PALETTE["ntk"]))
-    mark_missing(parts, steps, covered_steps(along))
-    log_axis(parts, along.values)
-    panel(parts, title="Effective rank along each axis")
-    label_ends(parts, ends)
-    for panel_axes in (whole, parts):
-        step_axis(panel_axes, steps)
-    legend(figure, keys, width, columns=len(keys) // legend_rows)
-    return figure
+        lines.append((steps, values, name, PALETTE["ntk"]))
+    mark_missing(axes, steps, covered_steps(along))
+    log_axis(axes, along.values)
+    panel(axes, title="Effective rank along each axis")
+    label_ends(axes, lines)
 
 
 def _bound_keys() -> list[Artist]:

@@ -39,7 +39,8 @@ SCHEMA: dict[str, tuple[str, ...]] = {
     "effective_dimension": ("step", "stage"),
     "effective_dimension_along": ("step", "axis", "stage"),
     **{f"ntk_effective_rank_along{suffix}": ("step", "axis") for suffix in ("", "_error")},
-    **{name: ("step",) for name in ("ntk_rank", "ntk_effective_rank_low", "ntk_effective_rank_high")},
+    "ntk_rank": ("step",),
+    **{f"ntk_{name}_{end}": ("step",) for name in ("effective_rank", "norm") for end in ("low", "high")},
     "neural_collapse": ("step", "measure"),
     "state_similarity": ("step", "other_step"),
     "ntk_mode_time": ("step", "leading", "trial", "time"),
@@ -145,10 +146,15 @@ def missing_steps(record: xr.Dataset, names: Iterable[str]) -> list[int]:
 def chosen_steps(covered: np.ndarray, count: int) -> list[int]:
     """At most `count` of the indices `covered`: the first, the last, and evenly between.
 
+    Raises:
+        ValueError: `count` is not a whole number from 1 to 5, which is what has room in a figure.
+
     Example:
         >>> chosen_steps(np.arange(10), 4)
         [0, 3, 6, 9]
     """
+    if count not in range(1, 6):
+        raise ValueError(f"`count` must be a whole number from 1 to 5; got {count!r}.")
     return [int(covered[index]) for index in thin(len(covered), count)]
 
 

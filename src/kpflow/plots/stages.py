@@ -58,8 +58,6 @@ def collapse_pipeline(record: Record, *, width: float = WIDE, count: int = 4) ->
         ['targets', 'states']
     """
     record = check_record(record)
-    if count not in range(1, 6):
-        raise ValueError(f"`count` must be a whole number from 1 to 5; got {count!r}.")
     dimension = series(record, "effective_dimension")
     if "stage" not in record.coords:
         raise ValueError("`record` must name its stages in a coordinate `stage`; got none.")
@@ -109,19 +107,17 @@ def _dress(stage: str) -> tuple[str, str, str]:
 
 
 def _over_training(axes: Axes, dimension: xr.DataArray, title: str) -> None:
-    steps, ends = dimension["step"].values, []
+    steps, lines = dimension["step"].values, []
     for stage in map(str, dimension["stage"].values):
         values = dimension.sel(stage=stage).values
         words, colour, marker = _dress(stage)
         axes.plot(steps, values, color=colour, marker=marker, markersize=3.4, linewidth=1.5)
-        finite = np.flatnonzero(np.isfinite(values))
-        if len(finite):
-            ends.append((float(steps[finite[-1]]), float(values[finite[-1]]), words, colour))
+        lines.append((steps, values, words, colour))
     mark_missing(axes, steps, covered_steps(dimension))
     panel(axes, title=title, y="effective dimension")
     step_axis(axes, steps)
     log_axis(axes, dimension.values)
-    label_ends(axes, ends)
+    label_ends(axes, lines)
 
 
 def _along_pipeline(axes: Axes, dimension: xr.DataArray, count: int) -> None:

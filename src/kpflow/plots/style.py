@@ -222,16 +222,21 @@ def legend(figure: Figure, handles: Sequence[Any], width: float, columns: int | 
         text.set(parse_math=False, color=PALETTE["ink"])
 
 
-def label_ends(axes: Axes, ends: Sequence[tuple[float, float, str, str]]) -> None:
+def label_ends(axes: Axes, lines: Sequence[tuple[np.ndarray, np.ndarray, str, str]]) -> None:
     """Name lines at the right edge, moved apart where they would overlap.
 
     Args:
         axes: A panel whose limits are set.
-        ends: Per line: abscissa and ordinate of its last point, its name, its colour.
+        lines: Per line: abscissae and ordinates, its name, its colour; those without a finite ordinate get no name.
     """
     to_unit: Callable[[float], float] = lambda y: float(  # noqa: E731
         axes.transAxes.inverted().transform(axes.transData.transform((1.0, y)))[1]
     )
+    ends = [
+        (float(x[last[-1]]), float(y[last[-1]]), name, colour)
+        for x, y, name, colour in lines
+        if len(last := np.flatnonzero(np.isfinite(y)))
+    ]
     ordered = sorted(ends, key=lambda end: end[1])
     heights = _spread([to_unit(end[1]) for end in ordered], gap=0.075)
     for (x, y, name, colour), height in zip(ordered, heights, strict=True):

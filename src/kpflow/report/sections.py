@@ -91,11 +91,11 @@ SECTIONS = (
                 "bounds",
                 "What is the network's, and what the task's",
                 plots.rank_bounds,
-                ("ntk_effective_rank", "ntk_effective_rank_high", "ntk_rank", "ntk_effective_rank_along"),
-                "Left: effective rank of the NTK, and in grey what every network with this K and with such extreme "
-                "singular values of P may have, whatever its task: what is missing to the top is the doing of this P "
-                "on these trials. Right: effective rank of the NTK's partial trace on each axis. Singular values of P "
-                "are estimated from inside. Bars are one standard error.",
+                ("ntk_effective_rank", "ntk_effective_rank_high", "ntk_norm_high", "ntk_effective_rank_along"),
+                "Left and middle: effective rank and norm of the NTK, and in grey what every network with this K and "
+                "with such extreme singular values of P may have, whatever its task: what is missing to the top is the "
+                "doing of this P on these trials. Right: effective rank of the NTK's partial trace on each axis. "
+                "Singular values of P are estimated from inside. Bars are one standard error.",
                 sampled=True,
                 note=notes.allowed,
             ),

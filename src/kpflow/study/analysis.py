@@ -126,7 +126,8 @@ def analyse(
             tol=settings.tol,
             **effort,
         )
-        found |= measures.axis_measures(lin, **effort) | measures.bound_measures(lin, **effort)
+        found |= measures.axis_measures(lin, **effort)
+        found |= measures.bound_measures(lin, float(found["propagator_spectrum"][1][0]), **effort)
         found |= measures.stage_measures(response, trials.inputs, lin, trials.targets)
         found |= measures.core_measures(lin, settings.width)
         components = measures.principal_components(lin.states)

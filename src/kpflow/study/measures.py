@@ -111,24 +111,31 @@ def axis_measures(lin: Linearisation, *, rtol: float, budget: int, seed: int) ->
     }
 
 
-def bound_measures(lin: Linearisation, *, rtol: float, budget: int, seed: int) -> Variables:
+def bound_measures(lin: Linearisation, largest: float, *, rtol: float, budget: int, seed: int) -> Variables:
     """What K's rank and spectrum and P's extreme singular values allow the NTK, whatever the task: `flow.rank_bounds`.
 
     The singular values are estimates from inside, too close together by about their errors, and so are the bounds.
     Empty where K's spectrum is not known from its structure and K is too large to be formed.
+
+    Args:
+        lin: The linearised state equation.
+        largest: σ_max(P).
+        rtol: Relative standard error at which the estimate of σ_min(P) stops.
+        budget: The most products for it.
+        seed: Of its generator.
     """
-    P = flow.Propagator(lin)
-    effort = {"rtol": rtol, "budget": budget, "raise_on_failure": False}
-    largest, inverse = (
-        estimate.operator_norm(operator, generator=_generator(lin, seed), **effort).value for operator in (P, P.inverse)
+    inverse = estimate.operator_norm(
+        flow.Propagator(lin).inverse, rtol=rtol, budget=budget, generator=_generator(lin, seed), raise_on_failure=False
     )
     try:
-        bounds = flow.rank_bounds(lin, (1 / inverse, largest))
+        bounds = flow.rank_bounds(lin, (min(1 / inverse.value, largest), largest))
     except ValueError:
         return {}
-    low, high = bounds.effective_rank
-    found = {"ntk_rank": float(bounds.kernel_rank), "ntk_effective_rank_low": low, "ntk_effective_rank_high": high}
-    return {name: ((), np.array(value)) for name, value in found.items()}
+    found: Variables = {"ntk_rank": ((), np.array(float(bounds.kernel_rank)))}
+    for name in ("effective_rank", "norm"):
+        for end, value in zip(("low", "high"), getattr(bounds, name), strict=True):
+            found[f"ntk_{name}_{end}"] = ((), np.array(value))
+    return found
 
 
 def effective_dimension(data: Float[Tensor, "N F"]) -> float:
