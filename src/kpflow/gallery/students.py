@@ -7,12 +7,14 @@ from torch import Tensor, nn
 
 from kpflow.flow import ImmediateJacobian, Ntk, OutputJacobian, Propagator
 from kpflow.operators import to_dense
-from kpflow.states import linearise
+from kpflow.states import Linearisation, linearise
 
 __all__ = [
     "kinship",
+    "linear_map",
     "linear_network",
     "linear_ntk",
+    "linearise_map",
     "map_jacobian",
     "output_jacobian",
     "output_ntk",
@@ -69,6 +71,22 @@ def output_jacobian(model: nn.Module, inputs: Tensor) -> Tensor:
     return to_dense(OutputJacobian(lin, lin.readout))
 
 
+def linearise_map(
+    function: Callable[[Tensor, Mapping[str, Tensor]], Tensor], inputs: Tensor, parameters: Mapping[str, Tensor]
+) -> Linearisation:
+    """y = f(x, θ) as a network of one step, whose states `[N, 1, out]` are the outputs: P = I, so that the NTK is K.
+
+    Example:
+        >>> weights = {"w": torch.ones(2, dtype=torch.float64)}
+        >>> to_dense(Ntk(linearise_map(lambda x, p: x * p["w"], torch.tensor([[3.0, 4.0]]).double(), weights)))
+        tensor([[ 9.,  0.],
+                [ 0., 16.]], dtype=torch.float64)
+    """
+    theta = {name: value.detach().clone().requires_grad_() for name, value in parameters.items()}
+    start = torch.zeros_like(function(inputs, theta).detach())
+    return linearise(lambda _, x, p: function(x, p), inputs[:, None], initial=start, parameters=theta)
+
+
 def map_jacobian(
     function: Callable[[Tensor, Mapping[str, Tensor]], Tensor], inputs: Tensor, parameters: Mapping[str, Tensor]
 ) -> Tensor:
@@ -88,10 +106,20 @@ def map_jacobian(
         tensor([[3., 0.],
                 [0., 4.]], dtype=torch.float64)
     """
-    theta = {name: value.detach().clone().requires_grad_() for name, value in parameters.items()}
-    start = torch.zeros_like(function(inputs, theta).detach())
-    lin = linearise(lambda _, x, p: function(x, p), inputs[:, None], initial=start, parameters=theta)
+    lin = linearise_map(function, inputs, parameters)
     return to_dense(ImmediateJacobian(lin).T).mT  # by its rows, which are fewer than θ in most networks
+
+
+def linear_map(inputs: Tensor, parameters: Mapping[str, Tensor]) -> Tensor:
+    """… W₂ W₁ x of each input, by weights of shape `[out, in]`.
+
+    Example:
+        >>> linear_map(torch.ones(1, 2), {"W": torch.tensor([[3.0, 4.0]])})
+        tensor([[7.]])
+    """
+    for W in parameters.values():
+        inputs = inputs @ W.mT
+    return inputs
 
 
 def linear_ntk(weights: Sequence[Tensor], inputs: Tensor, metric: Tensor | None = None) -> Tensor:
@@ -110,13 +138,7 @@ def linear_ntk(weights: Sequence[Tensor], inputs: Tensor, metric: Tensor | None 
         tensor([[1., 0.],
                 [0., 1.]], dtype=torch.float64)
     """
-
-    def layers(x: Tensor, parameters: Mapping[str, Tensor]) -> Tensor:
-        for W in parameters.values():
-            x = x @ W.mT
-        return x
-
-    J = map_jacobian(layers, inputs, {f"W{i}": W for i, W in enumerate(weights, 1)})
+    J = map_jacobian(linear_map, inputs, {f"W{i}": W for i, W in enumerate(weights, 1)})
     return J @ J.mT if metric is None else (J * metric) @ J.mT
 
 
