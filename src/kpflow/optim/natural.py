@@ -142,12 +142,14 @@ class NaturalGradient(torch.optim.Optimizer):
         if closure is None:
             raise TypeError("`closure` must be a function that gives (loss, outputs); got None. Call step(closure).")
         trained = self._trained()
+        due = self._is_due(trained)
         self.zero_grad()
         with torch.enable_grad():
             shards = _shards(closure())
             loss = torch.stack([loss for loss, _ in shards]).sum()
-            gradient = self._gradient(loss, trained, keep=self._is_due(trained))
-        leading = self._leading(shards, trained, jacobian)
+            gradient = self._gradient(loss, trained, keep=due)
+        leading = self._renewed(shards, trained, jacobian) if due else self._kept(trained)
+        self.state[trained[0]]["step"] = int(self.state[trained[0]].get("step", 0)) + 1
         steps = self._steps(trained, self._direction(leading, gradient, self.damping))
         before = [p.detach().clone() for p in trained] if self._adapts else []
         with torch.no_grad():
@@ -180,21 +182,20 @@ class NaturalGradient(torch.optim.Optimizer):
             p.grad = part
         return joined([g.unsqueeze(0) for g in found])[0]
 
-    def _leading(
+    def _kept(self, trained: Sequence[Tensor]) -> Leading:
+        """The eigenpairs of an earlier step."""
+        return Leading(self.state[trained[0]]["values"], joined([self.state[p]["vectors"] for p in trained]))
+
+    def _renewed(
         self, shards: Sequence[Shard], trained: Sequence[Tensor], jacobian: Callable[[], Any] | None
     ) -> Leading:
-        """The eigenpairs, new ones every `refresh` steps; they are kept with the parameters, so that they are saved."""
+        """New eigenpairs; they are kept with the parameters, so that they are saved."""
+        leading = self._found(shards, trained, jacobian)
+        for p, part in zip(trained, split(leading.vectors, trained), strict=True):
+            self.state[p]["vectors"] = part.clone()
         first = self.state[trained[0]]
-        if not self._is_due(trained):
-            values, vectors = first["values"], joined([self.state[p]["vectors"] for p in trained])
-        else:
-            found = self._found(shards, trained, jacobian)
-            values, vectors = found.values, found.vectors
-            for p, part in zip(trained, split(vectors, trained), strict=True):
-                self.state[p]["vectors"] = part.clone()
-            first["values"], first["size"] = values, vectors.shape[1]
-        first["step"] = int(first.get("step", 0)) + 1
-        return Leading(values, vectors)
+        first["values"], first["size"] = leading.values, leading.vectors.shape[1]
+        return leading
 
     def _found(self, shards: Sequence[Shard], trained: Sequence[Tensor], jacobian: Callable[[], Any] | None) -> Leading:
         total = sum(p.numel() for p in trained)
