@@ -8,7 +8,7 @@ from torch import Tensor
 
 from .students import traced_ntk
 
-__all__ = ["commutator", "labels", "pairs", "square", "sums"]
+__all__ = ["commutator", "counts", "fourier", "labels", "pairs", "square", "sums"]
 
 
 @functools.cache
@@ -24,6 +24,31 @@ def pairs(p: int) -> Tensor:
     """
     one = torch.eye(p, dtype=torch.float64)
     return torch.cat([one.repeat_interleave(p, dim=0), one.repeat(p, 1)], dim=1)
+
+
+@functools.cache
+def counts(p: int) -> Tensor:
+    """All (a, b), as how often each number is there, in the order of `pairs`.
+
+    Returns:
+        Shape `[p², p]`.
+
+    Example:
+        >>> counts(2)[:2]
+        tensor([[2., 0.],
+                [1., 1.]], dtype=torch.float64)
+    """
+    return pairs(p).view(-1, 2, p).sum(dim=1)
+
+
+def fourier(rows: Tensor) -> Tensor:
+    """α e^{iφ} of Σ_k α_k cos(2πkx/p + φ_k), for k = 1, …, (p−1)/2, of rows of length p.
+
+    Example:
+        >>> bool(fourier(counts(5)[:1])[0, 0].isclose(torch.tensor(0.8 + 0j).to(torch.complex128)))
+        True
+    """
+    return torch.fft.rfft(rows, dim=-1)[..., 1:] * (2 / rows.shape[-1])
 
 
 def sums(p: int) -> Tensor:
