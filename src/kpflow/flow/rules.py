@@ -1,19 +1,21 @@
 """Learning rules as operators: dS = −η G ∂L/∂S, each made of the parts of the NTK."""
 
 import dataclasses
+from collections.abc import Callable
 from typing import final
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from kpflow._checks import check_positive
+from kpflow._checks import check_one_of, check_positive
 from kpflow.operators import Gram, Identity, Operator, Resolvent
 from kpflow.operators.gramian import metric_on
 from kpflow.states import Linearisation
 from kpflow.states.credit import fed_back, windowed
 
-from .jacobians import ImmediateJacobian, StateJacobian
+from .curvature import loss_curvature
+from .jacobians import ImmediateJacobian, OutputJacobian, StateJacobian
 from .propagator import Propagator
 
 __all__ = [
@@ -34,7 +36,8 @@ class LearningRule:
     """dθ = −η M Jᵀ Q ∂L/∂S moves the states by dS = −η P J M Jᵀ Q ∂L/∂S, to first order.
 
     Q assigns credit: Pᵀ is back-propagation. M is a metric on parameter space. Functional descent moves the states
-    without parameters, dS = −η P Pᵀ ∂L/∂S.
+    without parameters, dS = −η P Pᵀ ∂L/∂S. A rule of the outputs y has these in the place of S, with J = dy/dθ and
+    P = Q = 1, and is handed ∂L/∂y.
 
     Args:
         name: In words.
@@ -175,35 +178,52 @@ def functional_descent(linearisation: Linearisation) -> LearningRule:
     return LearningRule("functional descent", P, None, P.T)
 
 
-def natural_gradient(linearisation: Linearisation, damping: float, *, tolerance: float = 1e-8) -> LearningRule:
-    """Damped natural gradient, or Gauss–Newton: M = (F + λ)⁻¹ with F = (P J)ᵀ P J, so that G = NTK (NTK + λ)⁻¹.
+def natural_gradient(
+    linearisation: Linearisation,
+    damping: float,
+    loss: Callable[[Tensor], Tensor] | None = None,
+    *,
+    of: str = "states",
+    tolerance: float = 1e-8,
+) -> LearningRule:
+    """Damped Gauss–Newton, or natural gradient: M = (F + λ)⁻¹ with F = Jᵀ H J, J = dy/dθ and H = ∂²L/∂y².
 
-    Every product solves a system by conjugate gradients.
+    y are the states or the outputs. H is the Fisher information of y where the loss is a log-likelihood whose curvature
+    does not depend on its targets: the identity for squared errors and diag p − p pᵀ for the cross-entropy of a softmax
+    p, with the loss's weights, masks and means. Then this is the natural gradient; for other losses it is Gauss–Newton,
+    which needs H ≥ 0, as convex losses have. Without a loss H = 1, so that G = NTK (NTK + λ)⁻¹.
+
+    Every product solves a system by conjugate gradients. `kpflow.optim.NaturalGradient` trains with the same steps.
 
     Args:
         linearisation: The linearised state equation.
-        damping: λ > 0, in units of the NTK.
+        damping: λ > 0, in units of F.
+        loss: From y, batch first, to a scalar.
+        of: "states" or "outputs".
         tolerance: Of the systems, relative.
 
     Raises:
-        ValueError: A number is not positive.
+        ValueError: A number is not positive, or the loss is linear in y.
+        FloatingPointError: When applied: F is not positive, or λ too small for conjugate gradients.
 
     Example:
         >>> import kpflow as kp
-        >>> lin = kp.linearise(torch.nn.RNN(1, 4, batch_first=True).double(), torch.ones(2, 3, 1).double())
-        >>> G = kp.operators.to_dense(natural_gradient(lin, 1e-3).operator)
-        >>> bool(torch.linalg.eigvalsh((G + G.mT) / 2).max() < 1)
+        >>> x = torch.randn(9, 2, generator=torch.Generator().manual_seed(0)).double()
+        >>> lin = kp.linearise(torch.nn.Linear(2, 1).double(), x)
+        >>> rule = natural_gradient(lin, 1e-9, lambda y: (y - 1).square().sum() / 2, of="outputs")
+        >>> y = lin.readout.outputs
+        >>> torch.allclose(y - rule.operator(y - 1), torch.ones_like(y))  # one step to the least squares
         True
     """
     check_positive("damping", damping)
-    fisher = Gram(StateJacobian(linearisation).T)
-    return preconditioned(
-        linearisation, Resolvent(fisher, damping, tolerance), f"natural gradient, damping {damping:g}"
-    )
+    jacobian, at = _moved(linearisation, of)
+    curvature = None if loss is None else loss_curvature(loss, at, jacobian.out_space)
+    inverse = Resolvent(Gram(jacobian.T, curvature), damping, tolerance)
+    return preconditioned(linearisation, inverse, f"natural gradient, damping {damping:g}", of=of)
 
 
 def preconditioned(
-    linearisation: Linearisation, metric: Tensor | Operator, name: str = "preconditioned descent"
+    linearisation: Linearisation, metric: Tensor | Operator, name: str = "preconditioned descent", *, of: str = "states"
 ) -> LearningRule:
     """Descent in a metric M: G = P J M Jᵀ Pᵀ. For Adam, M = diag 1/(√v + ε) of its second moments v.
 
@@ -212,10 +232,11 @@ def preconditioned(
         metric: M, a symmetric operator on parameter space, or a tensor of its shape for a diagonal; it need not be
             positive.
         name: In words.
+        of: "states", or "outputs" for a rule that moves these: the read-out's own parameters count.
 
     Raises:
         TypeError: `metric` is neither.
-        ValueError: It does not fit the parameters, or is not symmetric.
+        ValueError: It does not fit the parameters, or is not symmetric; the model has no outputs.
 
     Example:
         >>> import kpflow as kp
@@ -225,5 +246,20 @@ def preconditioned(
         >>> torch.allclose(preconditioned(lin, rates).operator(error), 0.5 * kp.Ntk(lin)(error))
         True
     """
-    P, J = Propagator(linearisation), ImmediateJacobian(linearisation)
-    return LearningRule(name, P, J, P.T, metric_on(J.in_space, metric))
+    on_parameters = metric_on(linearisation.parameters, metric)
+    jacobian, _ = _moved(linearisation, of)
+    if of == "outputs":
+        identity = Identity(jacobian.out_space)
+        return LearningRule(name, identity, jacobian, identity, on_parameters)
+    P = Propagator(linearisation)
+    return LearningRule(name, P, ImmediateJacobian(linearisation), P.T, on_parameters)
+
+
+def _moved(linearisation: Linearisation, of: str) -> tuple[Operator, Tensor]:
+    """dy/dθ and y, of states or outputs."""
+    check_one_of("of", of, ("states", "outputs"))
+    if of == "states":
+        return StateJacobian(linearisation), linearisation.states
+    if linearisation.readout is None:
+        raise ValueError('The model has no outputs. Take the rule of its states, of="states".')
+    return OutputJacobian(linearisation, linearisation.readout), linearisation.readout.outputs

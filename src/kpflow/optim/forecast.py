@@ -13,11 +13,11 @@ from kpflow._checks import check_one_of, check_positive, check_range, check_tens
 from kpflow.estimate.lanczos import Lanczos
 from kpflow.estimate.products import Products
 from kpflow.flow import Ntk
+from kpflow.flow.curvature import loss_curvature
 from kpflow.flow.response import error_signal
-from kpflow.operators import Diagonal, Function, Gram, Operator
+from kpflow.operators import Diagonal, Gram, Operator
 from kpflow.spaces import Space
 from kpflow.states import Linearisation
-from kpflow.states.tapes import Tape, recording
 
 __all__ = ["Forecast", "forecast"]
 
@@ -180,7 +180,7 @@ def forecast(
     at = linearisation.states if of == "states" or readout is None else readout.outputs
     value, error = error_signal(loss, at)
     jacobian: Operator = ntk.jacobian if metric is None else ntk.jacobian @ _root(metric, ntk.jacobian.in_space)
-    curvature = _curvature(loss, at, ntk.out_space)
+    curvature = loss_curvature(loss, at, ntk.out_space)
     gradient = jacobian.T(error.reshape(ntk.out_shape)).flatten()
     size = float(gradient.double().norm())
     if not size > 0:
@@ -233,21 +233,6 @@ class _Regime:
     def moved(self, projections: Float[Tensor, "C k"], steps: int) -> Float[Tensor, "C N"]:
         """⟨u_i, y_n − y_0⟩ from ⟨u_i, J V⟩."""
         return -self.length * (projections @ self.vectors) @ (self._moves(steps) * self.vectors[0]).mT
-
-
-def _curvature(loss: Callable[[Tensor], Tensor], at: Tensor, space: Space) -> Function:
-    """H = ∂²L/∂y² at y, as an operator."""
-    with recording():
-        point = at.detach().clone().requires_grad_()
-        (error,) = torch.autograd.grad(loss(point), point, create_graph=True)
-    if not error.requires_grad:
-        raise ValueError("`loss` must be curved in the outputs, as squared errors are; this one is linear in them.")
-    tape = Tape([error], [point])
-
-    def product(block: Tensor) -> Tensor:
-        return tape.vjp([block.reshape(len(block), *at.shape)])[0].reshape(block.shape)
-
-    return Function(product, None, space)
 
 
 def _root(metric: Tensor, space: Space) -> Diagonal:
