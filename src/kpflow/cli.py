@@ -131,6 +131,12 @@ def analyze(
     budget: Annotated[int, typer.Option(help="The most products for one estimate.")] = study.Settings.budget,
     seed: Annotated[int, typer.Option(help="Of the random probes.")] = study.Settings.seed,
     labels: Annotated[str | None, typer.Option(help="Condition whose values are classes, for neural collapse.")] = None,
+    objectives: Annotated[
+        str | None,
+        typer.Option(
+            help="What to compare: tasks, epochs, channels, or condition:NAME; by default the first that it has."
+        ),
+    ] = None,
     trust_pickle: Annotated[
         bool, typer.Option("--trust-pickle", help="Read checkpoints that can run code. Only if you trust their source.")
     ] = False,
@@ -160,6 +166,7 @@ def analyze(
             trials=trials,
             settings=settings,
             trust_pickle=trust_pickle,
+            objectives=objectives,
             progress=_follow(bars),
         )
     OUT.print(f"Steps are from the {STEP_FROM[record.attrs['step_from']]}.")

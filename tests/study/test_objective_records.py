@@ -13,6 +13,7 @@ from torch import nn
 import kpflow as kp
 from kpflow.flow.objectives import STAGES
 from kpflow.study import objective_record, task_groups, task_objectives
+from kpflow.study.compared import compare
 from kpflow.study.objectives import LEFT_OUT, with_objectives
 
 TASK = kp.tasks.MultiTask.memory_and_delay(context=1, stimulus=2, memory=2, response=2, grace=0.0)
@@ -212,19 +213,17 @@ def test_probes_and_objectives_are_checked(case):
 def test_the_analysis_of_a_task_has_its_objectives(case):
     _, trials, lin = case
     bare = xr.Dataset(coords={"step": [3]})
-    record = with_objectives(bare, lin, TASK, trials, probes=4, seed=0)
+    record = with_objectives(bare, lin, compare(None, TASK, trials), probes=4, seed=0)
     expected = record_of(case, step=3, probes=8)
     assert record.drop_attrs().identical(expected)
-    assert with_objectives(bare, lin, None, trials, probes=4, seed=0) is bare
-    one = kp.tasks.MultiTask(TASK.tasks[:1])
-    alone = one.sample(3, mode="grid", dtype=torch.float64)
-    assert with_objectives(bare, lin, one, alone, probes=4, seed=0) is bare
+    assert record.attrs == {"objectives": "tasks"}
+    assert with_objectives(bare, lin, None, probes=4, seed=0) is bare
 
 
 def test_a_step_at_which_an_objective_has_no_direction_is_nan_and_said(case):
     _, trials, lin = case
-    solved = dataclasses.replace(trials, targets=lin.readout.outputs)
-    record = with_objectives(xr.Dataset(coords={"step": [3]}), lin, TASK, solved, probes=4, seed=0)
+    solved = compare(None, TASK, dataclasses.replace(trials, targets=lin.readout.outputs))
+    record = with_objectives(xr.Dataset(coords={"step": [3]}), lin, solved, probes=4, seed=0)
     assert record.attrs[LEFT_OUT].startswith("At step 3: `losses['memory_pro']` has zero error")
     expected = record_of(case)
     assert {name: record[name].dims for name in record.data_vars} == {n: expected[n].dims for n in expected.data_vars}

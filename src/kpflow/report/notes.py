@@ -14,6 +14,7 @@ __all__ = [
     "classes",
     "components",
     "learning_rate",
+    "objectives",
     "search",
     "shares",
     "static_input",
@@ -99,6 +100,11 @@ def unresolved(record: xr.Dataset) -> str:
 def classes(record: xr.Dataset) -> str:
     """The condition whose values are the classes."""
     return f" Classes: {record.attrs['classes']}." if "classes" in record.attrs else ""
+
+
+def objectives(record: xr.Dataset) -> str:
+    """What the objectives are."""
+    return f" Objectives: {record.attrs['objectives']}." if "objectives" in record.attrs else ""
 
 
 def components(record: xr.Dataset) -> str:

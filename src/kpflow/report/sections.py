@@ -238,8 +238,9 @@ SECTIONS = (
     Section(
         "objectives",
         "What objectives do to each other",
-        "Several tasks, or the epochs of one, are learned by the same weights. A step on the error of one changes the "
-        "states, and so the loss, of all others: cosines say at which stage they come to help or to hinder.",
+        "Several tasks, or the epochs, outputs or trials of one, are learned by the same weights. A step on the error "
+        "of one changes the states, and so the loss, of all others: cosines say at which stage they come to help or to "
+        "hinder.",
         (
             Plot(
                 "objective-alignment",
@@ -249,15 +250,16 @@ SECTIONS = (
                 "Cosines between the error signals ∂L/∂S of the objectives, their adjoints Pᵀ ∂L/∂S, their gradients, "
                 "what a step changes at once, J times the gradient, and in the end, P J times the gradient, at the "
                 "first, a middle and the last step. Orange: they agree; blue: they are opposed. Computed exactly.",
+                note=notes.objectives,
             ),
             Plot(
                 "objective-course",
                 "Alignment of pairs of objectives over training",
                 plots.objective_course,
                 ("objective_alignment",),
-                "The same cosines, for each pair of objectives. Where the objectives are tasks, also ‖NTK_ij‖ / "
-                "√(‖NTK_ii‖ ‖NTK_jj‖), the size of the block of the NTK by which errors of one task move the states "
-                "of another, in Frobenius norms that are estimated from random probes, 0 for tasks that do not meet; "
+                "The same cosines, for each pair of objectives. Where these are tasks or groups of trials, also "
+                "‖NTK_ij‖ / √(‖NTK_ii‖ ‖NTK_jj‖), the size of the block of the NTK by which errors of one move the "
+                "states of another, in Frobenius norms estimated from random probes, 0 where they do not meet; "
                 "and the cosine of NTK_ii and NTK_jj, how alike the two are. Bars are one standard error.",
             ),
             Plot(

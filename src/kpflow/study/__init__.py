@@ -8,9 +8,10 @@ from .analysis import Settings, analyse
 from .budget import TimeBudget
 from .checkpoints import Checkpoint, CheckpointFile, list_checkpoints, load_into, read_checkpoint, save_checkpoint
 from .collapse import NeuralCollapse, linear_cka, neural_collapse
+from .compared import OwnLosses, task_groups, task_objectives
 from .demo import Demo, analyse_demo, train_demo
 from .folder import Progress, analyse_folder, read_record
-from .objectives import objective_record, task_groups, task_objectives
+from .objectives import objective_record
 from .recorder import Recorder
 from .schedules import AnyOf, Every, LogSpaced, LossJump, Schedule, every, log_spaced, on_loss_jump
 from .store import Store, key_of
@@ -25,6 +26,7 @@ __all__ = [
     "LogSpaced",
     "LossJump",
     "NeuralCollapse",
+    "OwnLosses",
     "Progress",
     "Recorder",
     "Schedule",

@@ -17,7 +17,8 @@ from kpflow import __version__, _checks, flow
 from kpflow.states import Linearisation, linearise
 from kpflow.tasks import Task, Trials
 
-from . import dynamics, measures, objectives, representations
+from . import compared, dynamics, measures, representations
+from .objectives import with_objectives
 
 __all__ = ["Settings", "analyse"]
 
@@ -81,6 +82,7 @@ def analyse(
     step: int = 0,
     settings: Settings | None = None,
     outside: Float[Tensor, "M T I"] | None = None,
+    objectives: Any = None,
 ) -> xr.Dataset:
     """Analyse `model` on `trials`: P, K and NTK, collapse, cores, trajectories, fixed points, objectives.
 
@@ -98,10 +100,15 @@ def analyse(
         step: The training step, a label.
         settings: What decides the numbers.
         outside: Inputs of no class, for NC5: neural collapse compares the states at their last step with the classes.
+        objectives: What is compared as objectives: "tasks", "epochs", "channels" or "condition:NAME", as of
+            `task_objectives`; or, by name, functions of the outputs, boolean tensors `[B]` for groups of trials, or
+            weights that broadcast to `[B, T, O]`; or `OwnLosses`. None for the tasks of a MultiTask, else the epochs.
+            For groups of trials that do not overlap there are blocks of the NTK too, at some 40 products for each.
 
     Raises:
-        ValueError: The model cannot be linearised on these trials, the loss does not fit, or `settings.labels` names no
-            classes; the message says why.
+        TypeError: `objectives` is none of these.
+        ValueError: The model cannot be linearised on these trials, the loss does not fit, `settings.labels` names no
+            classes, or `objectives` are unknown, fewer than two, without weight, or fail; the message says why.
 
     Example:
         >>> import kpflow as kp
@@ -113,8 +120,11 @@ def analyse(
     """
     settings = settings or Settings()
     classes = representations.classes_of(trials, settings.labels)
+    several = compared.compare(objectives, task, trials)
     with torch.no_grad():
         lin = _linearise(model, trials, core)
+        if several is not None:
+            several.check(_outputs(lin))
         response = flow.response(lin, loss, learning_rate=settings.learning_rate)
         found = _losses(model, trials, core, lin, response, loss, score)
         effort = {"rtol": settings.rtol, "budget": settings.budget, "seed": settings.seed}
@@ -148,7 +158,7 @@ def analyse(
         )
         attributes = _attributes(model, trials, core, settings) | said | why
         record = _dataset(found | collapse | points, trials, lin, step, attributes)
-        return objectives.with_objectives(record, lin, task, trials, probes=settings.budget, seed=settings.seed)
+        return with_objectives(record, lin, several, probes=settings.budget, seed=settings.seed)
 
 
 def _linearise(model: nn.Module, trials: Trials, core: str | None) -> Linearisation:

@@ -18,6 +18,7 @@ from kpflow.tasks import Task, Trials
 
 from .analysis import Settings, analyse
 from .checkpoints import Checkpoint, CheckpointFile, list_checkpoints, load_into, read_checkpoint
+from .compared import identity_of
 from .dynamics import held_still
 from .intervals import follow_interval, points_of, with_events
 from .representations import with_similarity
@@ -62,6 +63,7 @@ def analyse_folder(
     store: str | Path | None = None,
     trust_pickle: bool = False,
     outside: Float[Tensor, "M T I"] | None = None,
+    objectives: Any = None,
     progress: Callable[[Progress], None] | None = None,
 ) -> xr.Dataset:
     """Analyse every checkpoint in `folder` on the same trials, and return the record of all steps.
@@ -83,12 +85,15 @@ def analyse_folder(
         store: Where the results go; by default `analysis` in the folder.
         trust_pickle: Read checkpoints that can run code of their own; only for files that you trust.
         outside: Inputs of no class, as of `analyse`.
+        objectives: As of `analyse`, on `task.sample(trials, mode="grid", noise=False)`; functions as `OwnLosses`, since
+            results are kept.
         progress: Called after each checkpoint, then after each interval.
 
     Raises:
         FileNotFoundError: There is no checkpoint.
         TypeError: `make_model` gives no module.
-        ValueError: The weights do not fit the model, the model cannot be linearised, or no weights are finite.
+        ValueError: The weights do not fit the model, the model cannot be linearised, no weights are finite, or as of
+            `analyse`.
 
     Example:
         >>> import tempfile, kpflow as kp
@@ -108,7 +113,8 @@ def analyse_folder(
     files = list_checkpoints(folder, trust_pickle=trust_pickle)
     results = Store(Path(folder) / "analysis" if store is None else store)
     results.clean()
-    study = _Study(model, task, core, trials, settings, results, trust_pickle, outside)
+    study = _Study(model, task, core, trials, settings, results, trust_pickle, outside, objectives)
+    study.identity()  # refused before anything is analysed, if it is
     keys: dict[int, str] = {}
     skipped: dict[int, str] = {}
     for done, file in enumerate(files, start=1):
@@ -162,10 +168,11 @@ class _Study:
     store: Store
     trust_pickle: bool
     outside: Tensor | None
+    objectives: Any
 
     def run(self, file: CheckpointFile, checkpoint: Checkpoint) -> tuple[str, str]:
         """Analyse and store one checkpoint, unless that was done; returns its key and what was done."""
-        key = key_of(self._identity(), fingerprint(checkpoint.state_dict))
+        key = key_of(self.identity(), fingerprint(checkpoint.state_dict))
         if self.store.has(file.step, key):
             return key, "found"
         load_into(self.model, checkpoint)
@@ -180,6 +187,7 @@ class _Study:
             step=file.step,
             settings=self.settings,
             outside=self.outside,
+            objectives=self.objectives,
         )
         self.store.append(record.assign_attrs(task=type(self.task).__name__), key)
         return key, "analysed"
@@ -217,7 +225,7 @@ class _Study:
         dtype = next(parameter.dtype for parameter in self.model.parameters())
         return self.task.sample(self.trials, mode="grid", noise=False, dtype=dtype)
 
-    def _identity(self) -> dict[str, Any]:
+    def identity(self) -> dict[str, Any]:
         """What decides the numbers besides the weights."""
         return {
             **dataclasses.asdict(self.settings),
@@ -226,6 +234,7 @@ class _Study:
             "core": self.core,
             "trials": self.trials,
             "outside": None if self.outside is None else fingerprint({"inputs": self.outside}),
+            "objectives": identity_of(self.objectives),
             "version": __version__,
         }
 

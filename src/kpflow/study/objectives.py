@@ -16,11 +16,11 @@ from kpflow.estimate.products import Products, gram, inner, signs
 from kpflow.flow.objectives import STAGES
 from kpflow.operators import Restriction
 from kpflow.states import Linearisation
-from kpflow.tasks import MultiTask, Task, Trials
 
+from .compared import Compared, Losses
 from .measures import Variables
 
-__all__ = ["LEFT_OUT", "objective_measures", "objective_record", "task_groups", "task_objectives", "with_objectives"]
+__all__ = ["LEFT_OUT", "objective_measures", "objective_record", "with_objectives"]
 
 LEFT_OUT = "objectives_left_out"
 """The attribute that says, in a sentence, why there is nothing on objectives."""
@@ -32,8 +32,6 @@ _AXES = {
 }
 
 _BLOCKS = ("ntk_block_size", "ntk_block_size_error", "ntk_block_alignment", "ntk_block_alignment_error")
-
-Losses = Mapping[str, Callable[[Tensor], Tensor]]
 
 BASIS = 12
 """Vectors of the basis that is taken out of the probes, for groups of one shape. Chosen by experience."""
@@ -98,25 +96,24 @@ def coordinates(objectives: Sequence[str], groups: Sequence[str]) -> dict[str, l
 
 
 def with_objectives(
-    record: xr.Dataset, linearisation: Linearisation, task: Task | None, trials: Trials, *, probes: int, seed: int
+    record: xr.Dataset, linearisation: Linearisation, compared: Compared | None, *, probes: int, seed: int
 ) -> xr.Dataset:
-    """A record of one step with the variables of `objective_record` for the objectives that a task is made of.
+    """A record of one step with the variables of `objective_record`, and the attribute `objectives`, what they are.
 
-    Without a task, or with one objective only, it stays as it is. Where one of them has no direction at this step, as
-    with a loss of zero, the variables are NaN, and the attribute `LEFT_OUT` says why.
+    Without objectives it stays as it is. Where one of them has no direction at this step, as with a loss of zero, the
+    variables are NaN, and the attribute `LEFT_OUT` says why.
     """
-    losses = {} if task is None else task_objectives(task, trials)
-    if task is None or len(losses) < 2:
+    if compared is None:
         return record
-    groups = task_groups(task, trials)
-    reasons = {}
+    losses, groups = compared.losses, compared.groups
+    said = {"objectives": compared.words}
     try:
         found = objective_measures(linearisation, losses, groups=groups, probes=max(probes, MIN_PROBES), seed=seed)
     except ValueError as problem:
-        reasons[LEFT_OUT] = f"At step {int(record['step'][0])}: {problem}"
+        said[LEFT_OUT] = f"At step {int(record['step'][0])}: {problem}"
         found = _nothing(len(losses), len(groups))
     variables = {name: (("step", *axes), values[None]) for name, (axes, values) in found.items()}
-    return record.assign(variables).assign_coords(coordinates(list(losses), list(groups))).assign_attrs(reasons)
+    return record.assign(variables).assign_coords(coordinates(list(losses), list(groups))).assign_attrs(said)
 
 
 def _nothing(objectives: int, groups: int) -> Variables:
@@ -139,50 +136,6 @@ def objective_measures(
             name: (axes, value.cpu().numpy()) for (name, axes), value in zip(_AXES.items(), values, strict=True)
         }
         return variables | (_blocks(linearisation, rows, probes, seed) if rows else {})
-
-
-def task_objectives(task: Task, trials: Trials) -> dict[str, Callable[[Tensor], Tensor]]:
-    """The objectives that the loss of a task is made of: its tasks, for a MultiTask; else its epochs.
-
-    Each is the masked mean squared error Σ m (ŷ − y)² / Σ m over its own trials, or over the steps of its epoch; what
-    has no weight in the mask is left out. The task's loss is their mean, weighted by Σ m.
-
-    Args:
-        task: The task.
-        trials: Trials of it.
-
-    Example:
-        >>> import kpflow as kp
-        >>> task = kp.tasks.MemoryPro()
-        >>> list(task_objectives(task, task.sample(4)))
-        ['stimulus', 'memory', 'response']
-    """
-    if isinstance(task, MultiTask):
-        number = trials.conditions["task"]
-        places = {task.tasks[k].name: (number == k)[:, None] for k in number.unique().tolist()}
-    else:
-        places = {name: trials.inside(name) for name in trials.epochs}
-    weights = {name: trials.mask * place[:, :, None] for name, place in places.items()}
-    return {name: _masked_error(weight, trials.targets) for name, weight in weights.items() if bool(weight.any())}
-
-
-def task_groups(task: Task, trials: Trials) -> dict[str, Tensor]:
-    """Which trials are of each task of a MultiTask, as booleans `[B]`; nothing for one task.
-
-    Example:
-        >>> import kpflow as kp
-        >>> task = kp.tasks.MultiTask()
-        >>> task_groups(task, task.sample(4, mode="grid"))["memory_anti"]
-        tensor([False,  True, False, False])
-    """
-    if not isinstance(task, MultiTask):
-        return {}
-    number = trials.conditions["task"]
-    return {task.tasks[k].name: number == k for k in number.unique().tolist()}
-
-
-def _masked_error(weight: Tensor, targets: Tensor) -> Callable[[Tensor], Tensor]:
-    return lambda outputs: (weight * (outputs - targets).square()).sum() / weight.sum()
 
 
 def _positions(linearisation: Linearisation, groups: Mapping[str, Any]) -> dict[str, Tensor]:
