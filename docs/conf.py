@@ -93,7 +93,8 @@ GALLERY = """Gallery
 =======
 
 Small learning systems with known answers from the papers around kpflow. Each is run when this documentation is built;
-each check that failed would stop the build. The first panel has observed points on predicted curves, the second is the
+each check that failed would stop the build. Monte Carlo checks state their errors over six seeds, from which their
+tolerances are set. The first panel has observed points on predicted curves, the second is the
 view through K and P. New ones are welcome: see :doc:`/how-to-extend`.
 """
 

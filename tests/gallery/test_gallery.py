@@ -6,6 +6,7 @@ import json
 import pytest
 import torch
 
+from gallery_tolerances import broken_rules
 from kpflow import gallery, plots
 from kpflow.gallery import formula, identity, points, rk4
 
@@ -31,6 +32,11 @@ def test_every_check_passes(name, results):
     failed = [str(check) for check in results(name).checks if not check.passed]
     assert failed == []
     assert len(results(name).checks) >= 3
+
+
+@pytest.mark.parametrize("name", gallery.names())
+def test_tolerances_of_monte_carlo_checks_are_set_from_their_spread(name, results):
+    assert broken_rules(results(name), short=True) == []
 
 
 @pytest.mark.parametrize("name", gallery.names())

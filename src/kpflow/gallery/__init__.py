@@ -2,7 +2,8 @@
 
 from .entry import Check, Checks, Entry, Line, Panel, Result, curve, formula, identity, monte_carlo, pair, points
 from .flows import rk4
-from .registry import ENTRIES, get, names, run
+from .registry import ENTRIES, get, names
+from .runs import measure_spread, run
 
 __all__ = [
     "ENTRIES",
@@ -16,6 +17,7 @@ __all__ = [
     "formula",
     "get",
     "identity",
+    "measure_spread",
     "monte_carlo",
     "names",
     "pair",

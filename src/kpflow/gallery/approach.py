@@ -119,9 +119,8 @@ class Approach(Entry[System, Observed, Predicted]):
             identity.close("NTK = P K Pᵀ of a tanh network", observed.composed, observed.ntk, 1e-12),
             identity.close("K = D (ZZᵀ ⊗ I) D", observed.explicit, observed.kernel, 1e-12),
             identity.close("NTK at the last step, by sums over the past", *observed.blocks, 1e-10),
-            # by 8 seeds of short runs: 0.019 to 0.053, across 0.009 to 0.029, share 0.001 to 0.011
             monte_carlo.close("channel along v", predicted.channel, observed.channel, 0.12, relative=True),
-            monte_carlo.close("across v", predicted.others, observed.others, 0.12, relative=True),
+            monte_carlo.close("across v", predicted.others, observed.others, 0.1, relative=True),
             monte_carlo.close("share of the channel in the trace", _share(predicted), _share(observed), 0.03),
             formula.close("exponent of the growth with 1 − w", -3.0, observed.exponent, 0.02),
         ]

@@ -137,8 +137,7 @@ class Curl(Entry[System, Observed, Predicted]):
             identity.close("A is the NTK J D Jᵀ of the signs D", predicted.kernel, observed.kernel, 1e-12),
             formula.close("‖r‖ after 500 steps", predicted.shrinkage, observed.shrinkage, 1e-3, relative=True),
             identity.close("growth or decay by the sign of λ_min(A)", grows, grew, 0.0),
-            # by 8 seeds: resolvent 1e-3, the edge of one matrix 0.033 ± 0.016, the share 0.010 ± 0.003 above
-            monte_carlo.close("resolvent of W₁ᵀD₂W₁ at m = 0.2", 0.2, resolvent, 1e-2, relative=True),
+            monte_carlo.close("resolvent of W₁ᵀD₂W₁ at m = 0.2", 0.2, resolvent, 3e-3, relative=True),
             monte_carlo.close("its edge, 30 % flipped", _edge(0.3), edges[:, -1].mean(), 0.06, relative=True),
             monte_carlo.close("share of flips at which λ_min = 0", predicted.critical, fmean(critical), 0.025),
             identity.close("flipped inputs, N < M and more flips than N: λ_min = −‖w₂‖²", -1.0, most, 1e-12),

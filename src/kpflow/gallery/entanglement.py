@@ -159,7 +159,6 @@ class Entanglement(Entry[System, Observed, Predicted]):
             formula.close("wrong signs among 388", 0.0, float(wrong), 0.0),
             identity.close("the chosen falls and the rejected rises", 0.0, float(reverse), 0.0),
             formula.close("both move one way iff ⟨g, g⟩ > min |g|²", one_way, entangled.double(), 0.0),
-            # .06 to .22 for m ≤ 2 and 0 to .015 for m = 5 over seven seeds
             monte_carlo.at_least("share of such pairs, m ≤ 2", 0.02, entangled[near].double().mean()),
             monte_carlo.at_most("share of such pairs, m = 5", 0.05, entangled[~near].double().mean()),
             formula.close("step along normalised gradients", predicted.normalised, observed.normalised, 1e-5),

@@ -30,7 +30,7 @@ Observed = TypeVar("Observed")
 Predicted = TypeVar("Predicted")
 
 Kind = Literal["identity", "formula", "monte-carlo"]
-"""An identity and a formula hold for any seed; a Monte Carlo check holds for the generator that it was set for."""
+"""An identity and a formula hold for any seed; a Monte Carlo check's tolerance is set from its spread over seeds."""
 
 
 @final
@@ -47,6 +47,7 @@ class Check:
         relative: Whether the error is relative.
         kind: "identity", "formula" or "monte-carlo".
         sign: "=", "≥" or "≤", how observed and predicted should stand.
+        spread: The errors with seeds 0, 1, …, of a Monte Carlo check, from which its tolerance is set.
     """
 
     what: str
@@ -57,6 +58,7 @@ class Check:
     relative: bool
     kind: Kind
     sign: str = "="
+    spread: tuple[float, ...] = ()
 
     @property
     def passed(self) -> bool:
@@ -66,9 +68,11 @@ class Check:
     def __str__(self) -> str:
         verdict = "passed" if self.passed else "FAILED"
         unit = " relative" if self.relative else ""
+        least, most = min(self.spread, default=0.0), max(self.spread, default=0.0)
+        seeds = f", errors over {len(self.spread)} seeds {least:.2g} to {most:.2g}" if self.spread else ""
         return (
             f"{verdict}  {self.what}: {self.observed:.6g} {self.sign} {self.predicted:.6g} "
-            f"(error {self.error:.2g} ≤ {self.tolerance:.2g}{unit}, {self.kind})"
+            f"(error {self.error:.2g} ≤ {self.tolerance:.2g}{unit}, {self.kind}{seeds})"
         )
 
 

@@ -101,17 +101,14 @@ class Grokking(Entry[System, Observed, Predicted]):
             found = _reached(course.test, 0.95)
             rows += [
                 monte_carlo.at_most(f"{some}: training accuracy is 99 % by step", 60.0, _reached(course.train, 0.99)),
-                # 620 to 800 over five seeds, and 1420 to 1560 over two
                 monte_carlo.close(f"{some}: test accuracy is 95 % by step", when, found, 0.25, relative=True),
                 monte_carlo.at_least(f"{some}: power in dominant frequencies", 0.55, course.power),
             ]
         kinships, plain = observed.decayed[0.7].kinships, observed.plain
         return [
             *rows,
-            # five seeds: .17 to .27 after 900 steps, .22 to .36 after 1200; the power .42 to .45
             monte_carlo.at_most("without decay, after as many steps: test accuracy", 0.45, plain.test[-1]),
             monte_carlo.at_most("without decay: power in dominant frequencies", 0.5, plain.power),
-            # five seeds: with decay .48 to .74, without .1 to .38, between them .18 to .49
             monte_carlo.at_least("NTK and equal sums, with decay: correlation", 0.4, kinships[-1]),
             monte_carlo.at_least("the same, more than without decay by", 0.05, kinships[-1] - plain.kinships[-1]),
             monte_carlo.at_most("the same before training", 0.2, kinships[0].abs()),

@@ -95,7 +95,6 @@ class Guided(Entry[System, Observed, Predicted]):
         rate = 1 + system.curvature
         covariance = 2 * TICK * observed.propagator.square().sum(dim=1)
         late = slice(STEPS // 2, None)
-        # seven seeds, short: at most 5e-3, 2.9 %, 0.015 and 0.015
         return [
             monte_carlo.close(
                 "mean in the end is (m + c)/(1 + k)", (MEAN + SHIFT) / rate, observed.means[late].mean(), 0.02

@@ -145,7 +145,6 @@ class InContext(Entry[System, Observed, Predicted]):
             formula.close("their loss", predicted.limit, other, 5e-3),
             formula.close("excess of one over two heads", ratio, (loss - NOISE) / (other - NOISE), 0.05, relative=True),
             formula.close("early growth rate", 2.0, growth, 0.08, relative=True),
-            # seven seeds, short: .012 to .037, .05 to .1 and 0 to .01; .09 to .14, .02 to .05, 0 to .08 and .06 to .11
             monte_carlo.close("surrogate by sampling, midway", midway, observed.midway, 0.05, relative=True),
             monte_carlo.close("in the end, to d/L", loss, observed.optimal, SIZE / LENGTH, relative=True),
             monte_carlo.close("zero-sum loss", predicted.cancelling, observed.cancelling, 0.03, relative=True),

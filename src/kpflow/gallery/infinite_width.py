@@ -97,16 +97,14 @@ class InfiniteWidth(Entry[System, Observed, InfiniteRecurrent]):
         slope, fall = exponent(WIDTHS, observed.deviations), exponent([2, 8], observed.kurtosis)
         bias = (observed.ntk - ntk).norm() / ntk.norm()
         off = (observed.covariance - covariance).norm() / covariance.norm()
-        # short and full over seven seeds: −.66 to −.48, ≤ .030, ≤ .015, −1.15 to −.97, ≤ .03, −.70 to −.32; and
-        # −.55 to −.49, ≤ .012, ≤ .008, −1.14 to −.98, ≤ .013, −.57 to −.44
-        collapse, spread = exponent([16, 64], observed.off), 0.2 if system.networks < 100 else 0.1
+        collapse, long = exponent([16, 64], observed.off), system.networks >= 100
         return [
-            monte_carlo.close("exponent of the deviation over the width", -0.5, slope, 0.12),
+            monte_carlo.close("exponent of the deviation over the width", -0.5, slope, 0.12 if long else 0.2),
             monte_carlo.close("mean NTK of 256 units, relative", 0.0, bias, 0.04),
             monte_carlo.close("covariance of outputs, relative", 0.0, off, 0.04),
             monte_carlo.close("exponent of the excess kurtosis", -1.0, fall, 0.15),
             monte_carlo.close("diagonal of the NTK of states", theta, observed.diagonal, 0.06, relative=True),
-            monte_carlo.close("exponent of its off-diagonal", -0.5, collapse, spread),
+            monte_carlo.close("exponent of its off-diagonal", -0.5, collapse, 0.1 if long else 0.2),
         ]
 
     def panels(self, system: System, observed: Observed, predicted: InfiniteRecurrent) -> tuple[Panel, Panel]:

@@ -83,7 +83,6 @@ class Knowledge(Entry[System, Observed, Predicted]):
         unseen, errors, kinships = (
             [part.mean() for part in parts] for parts in (observed.unseen, observed.errors, observed.kinships)
         )
-        # nine seeds, four nets each: accuracy .6 to .86 and .76 to .99, errors 0 to .063 and 0, correlations .03 to .18
         return [
             formula.close("loss is the conditional entropy in the end", 0.0, excess, 2e-2),
             identity.close("what it is more is the divergence", torch.stack(observed.divergences), excess, 1e-5),

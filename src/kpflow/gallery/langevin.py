@@ -123,7 +123,6 @@ class Langevin(Entry[System, Observed, Predicted]):
         two, *more = observed.escapes
         powers = [(two[1] - two[0]) / math.log(SIZES[1] / SIZES[0]), *(exponent(SIZES, times) for times in more)]
         by_p = observed.covariance
-        # seven seeds, short: at most 4.3 %, 4.9 %, 4.5 %, cosine ≥ 0.93, 0.04 and 0.32
         return [
             monte_carlo.close("variance of the last state is T/λ", HEAT / RATE, observed.last, 7e-2, relative=True),
             monte_carlo.close("variance of the average", predicted.averaged, observed.averaged, 7e-2, relative=True),

@@ -108,7 +108,6 @@ class MaskSearch(Entry[System, Observed, Predicted]):
         search, saliency = (int((found <= 1.05 * predicted.best).sum()) for found in observed[:2])
         jacobians, gram = observed.jacobians, predicted.gram[:SEEN]
         spectra = torch.linalg.eigvalsh(gram), torch.linalg.eigvalsh(jacobians @ jacobians.mT)[:, -SIZE:]
-        # eight seeds: the search 20 seven times and 19 once, saliency 4 to 9
         return [
             identity.close("Gram of the mask is JᵀJ", gram, jacobians.mT @ jacobians, 1e-12),
             identity.close("its spectrum is that of the NTK", *spectra, 1e-10),

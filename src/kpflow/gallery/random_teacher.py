@@ -102,7 +102,7 @@ class RandomTeacher(Entry[System, Observed, Predicted]):
         far, near = (_gaps(residuals, predicted) for residuals in (observed.far, observed.near))
         means = far.square().mean(dim=1).sqrt()  # over students
         missed = means[-1] / observed.far[0, -1].square().sum(dim=1).mean().sqrt()
-        # eleven seeds: order 1.64 to 1.96; within a linear piece it is 2, of units that change sides at random 3/2
+        # within a linear piece the order is 2, of units that change sides at random 3/2
         return [
             formula.close("nearest student: r(t) − e^{−Θt} r(0), over r(0)", 0.0, missed, 4e-2),
             monte_carlo.close("its order in α", 1.85, exponent(system.distances, means), 0.28),

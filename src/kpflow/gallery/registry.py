@@ -1,14 +1,9 @@
 """The entries by name. A new one is one more line here."""
 
-import inspect
-import time
 from collections.abc import Mapping
 from typing import Any
 
-import torch
-
-from kpflow._checks import check_range, suggestion
-from kpflow.states.keeping import one_thread
+from kpflow._checks import suggestion
 
 from .acceleration import Acceleration
 from .approach import Approach
@@ -19,7 +14,7 @@ from .directpred import DirectPred
 from .double_descent import DoubleDescent
 from .drift import Drift
 from .entanglement import Entanglement
-from .entry import Entry, Result
+from .entry import Entry
 from .forcing import TeacherForcing
 from .gdes import Gdes
 from .generalisation import Generalisation
@@ -43,7 +38,7 @@ from .truncation import Truncation
 from .vagram import Vagram
 from .workers import Workers
 
-__all__ = ["ENTRIES", "get", "names", "run"]
+__all__ = ["ENTRIES", "get", "names"]
 
 ENTRIES: Mapping[str, Entry[Any, Any, Any]] = {
     entry.name: entry
@@ -109,38 +104,3 @@ def get(name: str) -> Entry[Any, Any, Any]:
     if name not in ENTRIES:
         raise ValueError(f"`name` must be an entry of the gallery; got {name!r}. {suggestion(name, ENTRIES)}")
     return ENTRIES[name]
-
-
-def run(name: str, seed: int = 0, *, short: bool = False, broken: bool = False, **parameters: Any) -> Result:
-    """Make, run, predict and check one entry, on one thread: its tensors are tiny.
-
-    Args:
-        name: Of the entry.
-        seed: Of all that is random.
-        short: A smaller form that takes a second or two.
-        broken: With a deliberate mistake, so that a check fails.
-        parameters: Others of the entry's `make`.
-
-    Raises:
-        ValueError: There is no such entry, or a parameter is outside of where its prediction holds.
-        TypeError: The entry has no such parameter.
-
-    Example:
-        >>> run("saxe", short=True).passed
-        True
-    """
-    entry = get(name)
-    check_range("seed", seed, 0, integer=True)
-    known = [key for key in inspect.signature(entry.make).parameters if key not in ("seed", "short", "broken")]
-    for parameter in parameters:
-        if parameter not in known:
-            there_are = f"There are: {', '.join(known)}." if known else "It has none."
-            raise TypeError(f"`{parameter}` is no parameter of {name}. {there_are}")
-    start = time.perf_counter()
-    with one_thread(), torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)  # of what modules draw when they are made; put back afterwards
-        system = entry.make(seed, short=short, broken=broken, **parameters)
-        observed, predicted = entry.run(system), entry.predict(system)
-        checks = tuple(entry.check(system, observed, predicted))
-        panels = entry.panels(system, observed, predicted)
-    return Result(name, entry.title, seed, checks, panels, time.perf_counter() - start)

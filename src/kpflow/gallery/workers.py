@@ -140,7 +140,7 @@ class Workers(Entry[System, Observed, Predicted]):
             monte_carlo.close("cosine of two workers", predicted.cosine, observed.cosine, 0.05, relative=True),
             monte_carlo.close("dispersion of losses", predicted.dispersion, observed.dispersion, 0.03, relative=True),
             monte_carlo.close("|ḡ|²", predicted.aggregate, observed.aggregate, 0.03, relative=True),
-            monte_carlo.close("noise from norms", predicted.noise_scale, observed.noise_scale, 0.1, relative=True),
+            monte_carlo.close("noise from norms", predicted.noise_scale, observed.noise_scale, 0.08, relative=True),
             identity.close("dispersion where all see the same", 0.0, observed.same[0], 1e-14),
             identity.close("cosine where all see the same", 1.0, observed.same[1], 1e-12),
             formula.close("|Σg| of n roles, over |g|: one policy, and n", predicted.sums, _sums(observed.roles), 1e-12),
