@@ -15,8 +15,8 @@ from torch import Tensor, nn
 from kpflow._checks import check_finite, check_range, check_tensor
 from kpflow.spaces import Space
 
-from .base import Linearisation, Site, Trials
-from .derivatives import linear
+from .base import Site, Trials
+from .piecewise import PiecewiseLinearisation
 from .prepare import parameter_space, trainable
 from .purity import check_pure
 from .solves import Direct, Gmres, Step, solved
@@ -46,7 +46,7 @@ Named = Mapping[str, Tensor]
 
 
 @final
-class EquilibriumLinearisation(Linearisation):
+class EquilibriumLinearisation(PiecewiseLinearisation):
     """The linearised state equation z = f(z, x; θ) at an equilibrium; made by `kpflow.linearise`.
 
     L = ∂f/∂z and J = ∂f/∂θ are products with one recorded evaluation of f. P = (I − L)⁻¹ is solved to ‖b − (I − L) P b‖
@@ -107,49 +107,9 @@ class EquilibriumLinearisation(Linearisation):
         """The largest relative residual ‖b − (I − L) x‖ / ‖b‖ of any solve so far; 0 before the first."""
         return self._residual_of_solves
 
-    def peak_bytes(self, probes: int) -> int:
-        ends = 2 * probes * max(self.states.nbytes, self._parameter_bytes)
-        return self._fixed_bytes + ends + min(probes, self._piece) * self._probe_bytes
-
     @property
     def core(self) -> Space:
         return self.parameters
-
-    def propagate(self, state: Tensor) -> Tensor:
-        return self._by_pieces(self._propagate, state, self.propagate_adjoint)
-
-    def propagate_adjoint(self, state: Tensor) -> Tensor:
-        return self._by_pieces(self._propagate_adjoint, state, self.propagate)
-
-    def residual(self, state: Tensor) -> Tensor:
-        return self._by_pieces(self._residual, state, self.residual_adjoint)
-
-    def residual_adjoint(self, state: Tensor) -> Tensor:
-        return self._by_pieces(self._residual_adjoint, state, self.residual)
-
-    def parameter_jvp(self, parameter: Tensor) -> Tensor:
-        return self._by_pieces(self._parameter_jvp, parameter, self.parameter_vjp)
-
-    def parameter_vjp(self, state: Tensor) -> Tensor:
-        return self._by_pieces(self._parameter_vjp, state, self.parameter_jvp)
-
-    def state_jvp(self, parameter: Tensor) -> Tensor:
-        return self._by_pieces(lambda v: self._propagate(self._parameter_jvp(v)), parameter, self.state_vjp)
-
-    def state_vjp(self, state: Tensor) -> Tensor:
-        return self._by_pieces(lambda q: self._parameter_vjp(self._propagate_adjoint(q)), state, self.state_jvp)
-
-    def core_jvp(self, core: Tensor) -> Tensor:
-        return self.parameter_jvp(core)
-
-    def core_vjp(self, state: Tensor) -> Tensor:
-        return self.parameter_vjp(state)
-
-    def state_core_jvp(self, core: Tensor) -> Tensor:
-        return self.state_jvp(core)
-
-    def state_core_vjp(self, state: Tensor) -> Tensor:
-        return self.state_vjp(state)
 
     def sites(self) -> dict[str, Site]:
         return {}
@@ -225,16 +185,6 @@ class EquilibriumLinearisation(Linearisation):
         """Of one system."""
         return self.space.size // self._systems
 
-    def _by_pieces(
-        self, function: Callable[[Tensor], Tensor], block: Tensor, adjoint: Callable[[Tensor], Tensor]
-    ) -> Tensor:
-        """The linear function on a block of probes, in pieces that fit the memory; gradients go through it."""
-
-        def pieces(block: Tensor) -> Tensor:
-            return torch.cat([function(piece.contiguous()) for piece in block.split(self._piece)])
-
-        return linear(pieces, adjoint, block)
-
     def _probes_within(self, memory: int) -> int:
         least = self._fixed_bytes + self._probe_bytes
         if memory < least:
@@ -255,10 +205,6 @@ class EquilibriumLinearisation(Linearisation):
         vectors = 5 if self._factor_bytes else self._basis + 7
         small = 0 if self._factor_bytes else 24 * self._systems * (self._basis + 1) ** 2  # Hessenberg matrices, float64
         return 2 * self._tape_bytes + vectors * self.states.nbytes + small + 2 * self._parameter_bytes
-
-    @property
-    def _parameter_bytes(self) -> int:
-        return self.parameters.size * self.states.element_size()
 
 
 def linearise_equilibrium(

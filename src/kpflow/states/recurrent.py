@@ -15,10 +15,11 @@ from torch import Tensor
 
 from kpflow.spaces import Space
 
-from .base import Linearisation, Readout, Site
+from .base import Readout, Site
 from .channels import CHUNK_ENTRIES
-from .derivatives import linear, pullback, pushforward
+from .derivatives import pullback, pushforward
 from .gates import Gates
+from .piecewise import PiecewiseLinearisation
 from .transitions import GatedTransition, Transition
 from .weights import Weights, flattened, unflattened
 
@@ -113,7 +114,7 @@ class Upstream:
 
 
 @final
-class RecurrentLinearisation(Linearisation):
+class RecurrentLinearisation(PiecewiseLinearisation):
     """The linearised state equation of a recurrent network; made by `kpflow.linearise`.
 
     Args:
@@ -148,51 +149,11 @@ class RecurrentLinearisation(Linearisation):
         """The same around other layers; `unformed` are those of this one as they were given."""
         return RecurrentLinearisation(layers, self.parameters, self._upstream, self.readout, self._memory)
 
-    def peak_bytes(self, probes: int) -> int:
-        ends = 2 * probes * max(self.states.nbytes, self._parameter_bytes)
-        return self._fixed_bytes + ends + min(probes, self._piece) * self._probe_bytes
-
     @property
     def core(self) -> Space:
         if self._core_sizes is None:
             return self.parameters
         return Space.of((sum(self._core_sizes),), ("core",), self.space.dtype, self.space.device)
-
-    def propagate(self, state: Tensor) -> Tensor:
-        return self._by_pieces(self._propagate, state, self.propagate_adjoint)
-
-    def propagate_adjoint(self, state: Tensor) -> Tensor:
-        return self._by_pieces(self._propagate_adjoint, state, self.propagate)
-
-    def residual(self, state: Tensor) -> Tensor:
-        return self._by_pieces(self._residual, state, self.residual_adjoint)
-
-    def residual_adjoint(self, state: Tensor) -> Tensor:
-        return self._by_pieces(self._residual_adjoint, state, self.residual)
-
-    def parameter_jvp(self, parameter: Tensor) -> Tensor:
-        return self._by_pieces(self._parameter_jvp, parameter, self.parameter_vjp)
-
-    def parameter_vjp(self, state: Tensor) -> Tensor:
-        return self._by_pieces(self._parameter_vjp, state, self.parameter_jvp)
-
-    def state_jvp(self, parameter: Tensor) -> Tensor:
-        return self._by_pieces(lambda v: self._propagate(self._parameter_jvp(v)), parameter, self.state_vjp)
-
-    def state_vjp(self, state: Tensor) -> Tensor:
-        return self._by_pieces(lambda q: self._parameter_vjp(self._propagate_adjoint(q)), state, self.state_jvp)
-
-    def core_jvp(self, core: Tensor) -> Tensor:
-        return self._by_pieces(self._core_jvp, core, self.core_vjp)
-
-    def core_vjp(self, state: Tensor) -> Tensor:
-        return self._by_pieces(self._core_vjp, state, self.core_jvp)
-
-    def state_core_jvp(self, core: Tensor) -> Tensor:
-        return self._by_pieces(lambda c: self._propagate(self._core_jvp(c)), core, self.state_core_vjp)
-
-    def state_core_vjp(self, state: Tensor) -> Tensor:
-        return self._by_pieces(lambda q: self._core_vjp(self._propagate_adjoint(q)), state, self.state_core_jvp)
 
     def sites(self) -> dict[str, Site]:
         result, offset = {}, 0
@@ -211,24 +172,6 @@ class RecurrentLinearisation(Linearisation):
 
     def trials(self) -> None:
         return
-
-    def _by_pieces(
-        self, function: Callable[[Tensor], Tensor], block: Tensor, adjoint: Callable[[Tensor], Tensor]
-    ) -> Tensor:
-        """The linear function on a block of probes, which it may overwrite, in pieces; gradients go through it."""
-        return linear(functools.partial(self._in_pieces, function), adjoint, block)
-
-    def _in_pieces(self, function: Callable[[Tensor], Tensor], block: Tensor) -> Tensor:
-        """Pieces that fit the cache and the memory."""
-        if len(block) <= self._piece:
-            return function(block.clone())
-        result: Tensor | None = None
-        for start in range(0, len(block), self._piece):
-            piece = function(block[start : start + self._piece].clone())
-            result = piece.new_empty(len(block), *piece.shape[1:]) if result is None else result
-            result[start : start + len(piece)] = piece
-        assert result is not None  # the block is longer than a piece
-        return result
 
     def _spare(self, memory: int) -> int:
         """What is left of the memory beside the Jacobians and one probe."""
@@ -251,10 +194,6 @@ class RecurrentLinearisation(Linearisation):
     def _probe_bytes(self) -> int:
         """Between the block and the result, for each probe of a piece."""
         return 2 * (self.states.nbytes + self._parameter_bytes)
-
-    @property
-    def _parameter_bytes(self) -> int:
-        return self.parameters.size * self.states.element_size()
 
     def _residual(self, state: Tensor) -> Tensor:
         moved = torch.zeros_like(state)
