@@ -88,12 +88,14 @@ class Lanczos:
 
 @final
 class BlockBasis:
-    """An orthonormal basis V of the block Krylov space of A and a random block, which can grow by blocks.
+    """An orthonormal basis V of the block Krylov space of A and a block, random if not given, which can grow by blocks.
 
     A Vᵀ = Vᵀ T + Wᵀ B with W the next block. It keeps two vectors for each product.
     """
 
-    def __init__(self, products: Products, block: int, generator: torch.Generator) -> None:
+    def __init__(
+        self, products: Products, block: int, generator: torch.Generator, start: Float[Tensor, "b N"] | None = None
+    ) -> None:
         self.products = products
         self.space = products.in_space
         self.block = block
@@ -101,7 +103,7 @@ class BlockBasis:
         self.basis: Float[Tensor, "D N"] = self.space.zeros(0).reshape(0, self.space.size)
         self.images: Float[Tensor, "D N"] = self.basis
         self.ends: list[int] = []
-        self.fresh: Float[Tensor, "b N"] = self._random()
+        self.fresh: Float[Tensor, "b N"] = self._random() if start is None else orthonormal_rows(start, self.basis)
         self.longest = 0.0
 
     @property

@@ -10,8 +10,8 @@ from jaxtyping import Float
 from torch import Tensor
 
 from kpflow._checks import check_one_of, check_positive, check_range, check_tensor
-from kpflow.estimate.lanczos import Lanczos
-from kpflow.estimate.products import Products
+from kpflow.estimate.lanczos import BlockBasis
+from kpflow.estimate.products import Products, gram
 from kpflow.flow import Ntk
 from kpflow.flow.curvature import loss_curvature
 from kpflow.flow.response import error_signal
@@ -22,10 +22,10 @@ from kpflow.states import Linearisation
 __all__ = ["Forecast", "forecast"]
 
 FEWER = 3
-"""The error of a Krylov space is taken from one that is smaller by so many vectors."""
+"""The error of a Krylov space is taken from one that is smaller by so many products."""
 
 LARGEST = 1e100
-"""p_n is held within this where descent diverges, so that there is neither NaN nor inf."""
+"""Moves are held within this where descent diverges, so that there is neither NaN nor inf."""
 
 NEGLIGIBLE = 1e-12
 """Rates below this part of the largest are those of directions in which nothing moves."""
@@ -39,7 +39,8 @@ class Forecast:
     With F = Jᵀ H J, J = ∂y/∂θ, H = ∂²L/∂y² and the gradient b: θ_n − θ_0 = −p_n(F) b with p_n(λ) = (1 − (1 − ηλ)ⁿ) / λ.
     With momentum β, steps are −η m with m ← β m + (1 − β) ∂L/∂θ, and p_n follows from the recursion of these two (heavy
     ball; Polyak 1964).
-    For squared errors F has the spectrum of the NTK, up to the loss's factor. All is read off a Krylov space of b.
+    For squared errors F has the spectrum of the NTK, up to the loss's factor. All is read off a Krylov space of b, and
+    of the first m if it is not 0.
 
     Args:
         losses: L_0, …, L_n, shape `[n + 1]`, float64.
@@ -125,6 +126,7 @@ def forecast(
     of: str = "outputs",
     metric: Tensor | None = None,
     momentum: float = 0.0,
+    momentum_buffer: Tensor | None = None,
     components: Tensor | None = None,
     krylov: int = 40,
 ) -> Forecast:
@@ -133,10 +135,8 @@ def forecast(
     Exact where the model is linear in its parameters and the loss quadratic in y; otherwise good for as long as the NTK
     does not move: compare with `Forecast.holds`, and the kernels by `kpflow.estimate.alignment`.
 
-    Adam is descent with a metric and momentum for as long as its v stays, with v and t (`exp_avg_sq`, `step`) of each
-    parameter's state: `metric` = 1 / (√(v / (1 − β₂ᵗ)) + ε), `momentum` = β₁, and its own η. Two things are left out:
-    the factor 1 / (1 − β₁ᵗ), 1 after some tens of steps, and its m (`exp_avg`), which is taken to be 0 at the start:
-    unless it is set to 0, Adam is ahead of the forecast by about β₁ / (1 − β₁) steps.
+    Adam is descent with a metric and momentum for as long as its v stays: `forecast_optimizer` reads these off an
+    optimiser.
 
     Args:
         linearisation: The linearised state equation, on the trials that are trained on.
@@ -145,14 +145,16 @@ def forecast(
         steps: n.
         of: "outputs" or "states".
         metric: A positive diagonal M on parameter space, flat, for steps −η M ∂L/∂θ.
-        momentum: β, for steps −η M m with m ← β m + (1 − β) ∂L/∂θ, from m = 0 on. SGD's, which is not averaged, is this
-            one with η / (1 − β) for its η.
+        momentum: β, for steps −η M m with m ← β m + (1 − β) ∂L/∂θ. SGD's, which is not averaged, is this one with
+            η / (1 − β) for its η.
+        momentum_buffer: m before the first step, flat; None for 0, as at the start of a training.
         components: u_i, orthonormal or not, shape `[C, *shape of y]`: target components to follow.
-        krylov: Dimension of the Krylov space, and about as many products.
+        krylov: Dimension of the Krylov space, and about as many products; twice that with a `momentum_buffer`.
 
     Raises:
-        ValueError: The loss does not fit, its gradient is zero, a number is out of range, `metric` is not positive, or
-            `components` have another shape than y; components that lack nothing.
+        ValueError: The loss does not fit, its gradient is zero, a number is out of range, `metric` is not positive,
+            `momentum_buffer` is not of the parameters' shape or without momentum, or `components` have another shape
+            than y; components that lack nothing.
 
     Example:
         >>> import kpflow as kp
@@ -179,21 +181,23 @@ def forecast(
     readout = linearisation.readout
     at = linearisation.states if of == "states" or readout is None else readout.outputs
     value, error = error_signal(loss, at)
-    jacobian: Operator = ntk.jacobian if metric is None else ntk.jacobian @ _root(metric, ntk.jacobian.in_space)
+    root = None if metric is None else _root(metric, ntk.jacobian.in_space)
+    jacobian: Operator = ntk.jacobian if root is None else ntk.jacobian @ root
     curvature = loss_curvature(loss, at, ntk.out_space)
     gradient = jacobian.T(error.reshape(ntk.out_shape)).flatten()
-    size = float(gradient.double().norm())
-    if not size > 0:
+    if not float(gradient.double().norm()) > 0:
         raise ValueError("The gradient of `loss` must not be zero; nothing would move. Is it at its minimum?")
-    space = Lanczos(Products(Gram(jacobian.T, curvature)), gradient[None], len(gradient))
-    space.extend(min(krylov, len(gradient)))
-    small = _Regime(space, max(1, space.steps - FEWER), value, size, learning_rate, momentum)
-    regime = _Regime(space, space.steps, value, size, learning_rate, momentum)
+    starts = [gradient]
+    if momentum_buffer is not None:
+        buffer = _buffer(momentum_buffer, momentum, gradient)
+        starts.append(buffer if root is None else root(buffer))
+    space = _krylov(Gram(jacobian.T, curvature), starts, krylov)
+    less = space.ends[max(0, len(space.ends) - 1 - FEWER)]
+    small, regime = (_Regime(space, size, value, starts, learning_rate, momentum) for size in (less, space.ends[-1]))
     losses = regime.losses(steps)
     rates, parts = regime.parts()
     wanted, moved = _components(components, at, jacobian, curvature, error, regime, steps)
-    whole = not len(space.active)  # the space of b is complete
-    off = 0.0 if whole else float((losses - small.losses(steps)).abs().max())
+    off = 0.0 if space.complete else float((losses - small.losses(steps)).abs().max())
     return Forecast(
         losses, off, rates, parts, moved, wanted, float(learning_rate), float(momentum), space.products.count
     )
@@ -201,38 +205,65 @@ def forecast(
 
 @final
 class _Regime:
-    """Functions of F on b = ‖b‖ V e₁, from T = Vᵀ F V of the first k vectors of a Krylov space."""
+    """Heavy ball in the eigenvectors v_j of F, of the first k vectors of a Krylov space."""
 
-    def __init__(self, space: Lanczos, size: int, loss: float, length: float, rate: float, momentum: float) -> None:
-        self.loss, self.length, self.rate, self.momentum = loss, length, rate, momentum
-        self.basis = space.basis[0, :size]
-        values, vectors = torch.linalg.eigh(space.matrices()[0, :size, :size].cpu())
+    def __init__(
+        self, space: BlockBasis, size: int, loss: float, starts: Sequence[Tensor], rate: float, momentum: float
+    ) -> None:
+        self.loss, self.rate, self.momentum = loss, rate, momentum
+        self.basis = space.basis[:size]
+        values, vectors = torch.linalg.eigh(space.matrix()[:size, :size].cpu())
         self.values, self.vectors = values.clamp_min(0).flip(0), vectors.flip(1)
+        along = gram(torch.stack(list(starts)), self.basis).cpu() @ self.vectors
+        self.gradient = along[0]
+        self.buffer = along[1] if len(along) > 1 else torch.zeros_like(along[0])
 
     def _moves(self, steps: int) -> Float[Tensor, "N m"]:
-        """p_n(λ) for n = 0, …, steps: p ← p + η m after m ← β m + (1 − β) (1 − λ p), from p = m = 0."""
+        """x_n = −⟨v_j, θ_n − θ_0⟩ for n = 0, …, steps: x ← x + η m after m ← β m + (1 − β) (⟨v_j, b⟩ − λ_j x)."""
         moves = torch.zeros(steps + 1, len(self.values), dtype=torch.float64)
-        mean = torch.zeros_like(moves[0])
+        mean = self.buffer
         for before, after in itertools.pairwise(moves):
-            mean = self.momentum * mean + (1 - self.momentum) * (1 - self.values * before)
+            mean = self.momentum * mean + (1 - self.momentum) * (self.gradient - self.values * before)
             torch.add(before, mean, alpha=self.rate, out=after).clamp_(-LARGEST, LARGEST)
         return moves
 
     def losses(self, steps: int) -> Float[Tensor, " N"]:
-        """L_0 − ‖b‖² e₁ᵀ [p_n − ½ p_n T p_n] e₁."""
+        """L_0 − Σ_j ⟨v_j, b⟩ x − ½ λ_j x²."""
         moves = self._moves(steps)
-        gains = (moves - 0.5 * moves.square() * self.values) @ self.vectors[0].square()
-        return self.loss - self.length**2 * gains
+        return self.loss - moves @ self.gradient + 0.5 * moves.square() @ self.values
 
     def parts(self) -> tuple[Float[Tensor, " m"], Float[Tensor, " m"]]:
-        """λ_j and ‖b‖² w_j / 2 λ_j of the directions that move."""
+        """λ_j and ⟨v_j, b⟩² / 2 λ_j of the directions that move."""
         kept = self.values > NEGLIGIBLE * self.values[0]
-        weights = self.vectors[0].square()[kept]
-        return self.values[kept], self.length**2 * weights / (2 * self.values[kept])
+        return self.values[kept], self.gradient[kept].square() / (2 * self.values[kept])
 
     def moved(self, projections: Float[Tensor, "C k"], steps: int) -> Float[Tensor, "C N"]:
         """⟨u_i, y_n − y_0⟩ from ⟨u_i, J V⟩."""
-        return -self.length * (projections @ self.vectors) @ (self._moves(steps) * self.vectors[0]).mT
+        return -(projections @ self.vectors) @ self._moves(steps).mT
+
+
+def _krylov(operator: Operator, starts: Sequence[Tensor], steps: int) -> BlockBasis:
+    """The Krylov space of the starts together."""
+    rows = torch.stack(list(starts))
+    unit = torch.nn.functional.normalize(rows, eps=torch.finfo(rows.dtype).tiny)
+    space = BlockBasis(Products(operator), len(unit), torch.Generator(), unit)  # nothing is drawn
+    for _ in range(steps):
+        if not space.complete:
+            space.extend(len(space.fresh))
+    return space
+
+
+def _buffer(momentum_buffer: Tensor, momentum: float, like: Tensor) -> Tensor:
+    """m_0."""
+    check_tensor("momentum_buffer", momentum_buffer)
+    if momentum_buffer.shape != like.shape:
+        raise ValueError(
+            f"`momentum_buffer` must be flat, of shape {tuple(like.shape)}; got {tuple(momentum_buffer.shape)}. Join "
+            "those of the parameters with linearisation.parameters.join."
+        )
+    if momentum == 0:
+        raise ValueError("`momentum_buffer` needs a `momentum`; got 0. Leave it out.")
+    return momentum_buffer.to(like)
 
 
 def _root(metric: Tensor, space: Space) -> Diagonal:
