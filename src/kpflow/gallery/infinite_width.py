@@ -1,23 +1,26 @@
 """Wide recurrent networks at initialisation: Gaussian outputs and a deterministic NTK."""
 
 import math
+from collections.abc import Mapping
 from typing import NamedTuple, final
 
 import torch
 from torch import Tensor
 
+from kpflow.estimate import spectrum
 from kpflow.flow import InfiniteRecurrent, Ntk, infinite_recurrent
-from kpflow.operators import to_dense
-from kpflow.states import linearise
+from kpflow.operators import Dense, to_dense
+from kpflow.spaces import Space
+from kpflow.states import Linearisation, linearise
 
 from .draws import normal
-from .entry import Check, Entry, Panel, curve, monte_carlo, pair, points
+from .entry import Check, Entry, Panel, curve, identity, monte_carlo, pair, points
 from .exponents import exponent
 
 __all__ = ["InfiniteWidth"]
 
 RECURRENT, DRIVE, BIAS, STEPS, SIZE, TRIALS = 1.5, 1.0, 0.1, 4, 3, 3
-WIDTHS = (32, 64, 128, 256)
+WIDTHS, UNITS = (32, 64, 128, 256), (16, 64)
 
 
 @final
@@ -41,6 +44,9 @@ class Observed(NamedTuple):
     kurtosis: Tensor  # [2], in excess, of 2 and 8 units
     diagonal: Tensor  # [T], tr/n of the time blocks of the NTK of states
     off: Tensor  # [2], root mean square off the diagonal at the last time, 16 and 64 units
+    firsts: Tensor  # [widths, B, B], NTK of the output of a network of each width
+    package: Tensor  # [widths, B, B], the same by `Ntk`
+    spectra: list[Tensor]  # of the NTK of states of a network of 16 and of 64 units
 
 
 @final
@@ -67,25 +73,26 @@ class InfiniteWidth(Entry[System, Observed, InfiniteRecurrent]):
 
     def run(self, system: System) -> Observed:
         generator = torch.Generator().manual_seed(system.seed + 1)
-        weight = system.scale * RECURRENT
+        gain, one = system.scale * RECURRENT, system.inputs[:1]
         wanted = self.predict(system).output_ntk[:, -1, :, -1]
-        found = {n: _networks(system.inputs, n, system.networks, weight, generator) for n in WIDTHS}
-        sizes = [
-            torch.linalg.matrix_norm(ntk - wanted).square().mean().sqrt() / wanted.norm() for ntk, _ in found.values()
+        drawn = {n: _draw(system.networks, n, generator) for n in WIDTHS}
+        ntks, ends = zip(*(_networks(system.inputs, weights, gain) for weights in drawn.values()), strict=True)
+        sizes = [torch.linalg.matrix_norm(ntk - wanted).square().mean().sqrt() / wanted.norm() for ntk in ntks]
+        narrow = [_networks(one, _draw(system.narrow, n, generator), gain)[1][:, 0, 0] for n in (2, 8)]
+        states = [
+            [Ntk(_linearised(one, _draw(1, n, generator), gain)) for _ in range(system.networks // 2)] for n in UNITS
         ]
-        ends = [_networks(system.inputs[:1], n, system.narrow, weight, generator)[1][:, 0, 0] for n in (2, 8)]
-        kurtosis = [3 * q.var() / q.mean().square() for q in ends]  # y is Gaussian, given the units
-        small, large = (
-            torch.stack([_states(system.inputs[:1], n, weight, generator) for _ in range(system.networks // 2)])
-            for n in (16, 64)
-        )
+        last, blocks = (torch.stack([_blocks(ntk, n) for ntk in some]) for n, some in zip(UNITS, states, strict=True))
         return Observed(
             torch.stack(sizes),
-            found[WIDTHS[-1]][0].mean(dim=0),
-            torch.cat([q for _, q in list(found.values())[2:]]).mean(dim=0),
-            torch.stack(kurtosis),
-            large.diagonal(dim1=2, dim2=3).mean(dim=(0, 2)),
-            torch.stack([_off_diagonal(small[:, -1]), _off_diagonal(large[:, -1])]),
+            ntks[-1].mean(dim=0),
+            torch.cat(ends[2:]).mean(dim=0),
+            torch.stack([3 * q.var() / q.mean().square() for q in narrow]),  # y is Gaussian, given the units
+            blocks.diagonal(dim1=2, dim2=3).mean(dim=(0, 2)),
+            torch.stack([_off_diagonal(last[:, -1]), _off_diagonal(blocks[:, -1])]),
+            torch.stack([ntk[0] for ntk in ntks]),
+            torch.stack([_output_ntk(system.inputs, weights, gain) for weights in drawn.values()]),
+            [spectrum(some[0]) for some in states],
         )
 
     def predict(self, system: System) -> InfiniteRecurrent:
@@ -99,6 +106,7 @@ class InfiniteWidth(Entry[System, Observed, InfiniteRecurrent]):
         off = (observed.covariance - covariance).norm() / covariance.norm()
         collapse, long = exponent([16, 64], observed.off), system.networks >= 100
         return [
+            identity.close("NTK of outputs by hand and by `Ntk`", observed.package, observed.firsts, 1e-12),
             monte_carlo.close("exponent of the deviation over the width", -0.5, slope, 0.12 if long else 0.2),
             monte_carlo.close("mean NTK of 256 units, relative", 0.0, bias, 0.04),
             monte_carlo.close("covariance of outputs, relative", 0.0, off, 0.04),
@@ -108,61 +116,83 @@ class InfiniteWidth(Entry[System, Observed, InfiniteRecurrent]):
         ]
 
     def panels(self, system: System, observed: Observed, predicted: InfiniteRecurrent) -> tuple[Panel, Panel]:
-        times, line = range(1, STEPS + 1), observed.deviations[0] * (WIDTHS[0] / torch.tensor(WIDTHS)).sqrt()
-        blocks = (
-            curve("Θ(t, t)", times, predicted.ntk[0, :, 0].diagonal()),
-            points("tr NTK/n, 64 units", times, observed.diagonal),
-            curve("C(t, t)", times, predicted.covariance[0, :, 0].diagonal(), group=1),
+        line = observed.deviations[0] * (WIDTHS[0] / torch.tensor(WIDTHS)).sqrt()
+        theta = torch.linalg.eigvalsh(predicted.ntk[0, :, 0]).flip(0)
+        steps = curve("Θ(t, u) ⊗ I", torch.arange(STEPS + 1).repeat_interleave(2)[1:-1], theta.repeat_interleave(2))
+        seen = (
+            points(f"{n} units", (torch.arange(len(values)) + 0.5) / n, values, group=1 + k)
+            for k, (n, values) in enumerate(zip(UNITS, observed.spectra, strict=True))
         )
-        deviations = pair("n^(−1/2)", WIDTHS, line, observed.deviations)
         return (
-            Panel.of("Time blocks of the NTK of states", "t", "", *blocks),
-            Panel.of("Deviation from the limit", "width", "relative", *deviations, log="xy"),
+            Panel.of(
+                "Deviation of the outputs' NTK from the limit",
+                "width",
+                "relative",
+                *pair("n^(−1/2)", WIDTHS, line, observed.deviations),
+                log="xy",
+            ),
+            Panel.of("Spectrum of the NTK of states", "number / units", "eigenvalue", steps, *seen, log="y"),
         )
 
 
-def _networks(
-    inputs: Tensor, width: int, count: int, weight: float, generator: torch.Generator
-) -> tuple[Tensor, Tensor]:
-    """NTK of the output at the last time, and its covariance given the units, `[networks, B, B]`.
+def _draw(count: int, width: int, generator: torch.Generator) -> dict[str, Tensor]:
+    """Standard normal weights of several networks."""
+    shapes = {"W": (width, width), "U": (SIZE, width), "b": (1, width), "v": (1, width)}
+    return {name: normal(generator, count, *shape) for name, shape in shapes.items()}
+
+
+def _networks(inputs: Tensor, weights: Mapping[str, Tensor], gain: float) -> tuple[Tensor, Tensor]:
+    """NTK of the output at the last time, and its covariance given the units, `[networks, B, B]`, of many at once.
 
     Θ = Σ_{t,u} (a_t·a_u)(w/n s_{t−1}·s_{u−1} + u/m x_t·x_u + β) + s_T·s_T/n with the adjoints a.
     """
-    trials, steps, size = inputs.shape
-
-    def draw(*shape: int) -> Tensor:
-        return normal(generator, count, *shape)
-
-    W, U, b, v = math.sqrt(weight / width) * draw(width, width), draw(size, width), draw(1, width), draw(1, width)
-    drive = torch.einsum("bti,kin->ktbn", math.sqrt(DRIVE / size) * inputs, U) + math.sqrt(BIAS) * b[:, None]
+    trials, steps, _ = inputs.shape
+    count, width, _ = weights["W"].shape
+    W = math.sqrt(gain / width) * weights["W"]
+    drive = torch.einsum("bti,kin->ktbn", math.sqrt(DRIVE / SIZE) * inputs, weights["U"])
+    drive = drive + math.sqrt(BIAS) * weights["b"][:, None]
     seen, slopes = [torch.zeros(count, trials, width, dtype=torch.float64)], []
     for t in range(steps):
         h = drive[:, t] + seen[-1] @ W
         seen.append(torch.erf(h))
         slopes.append(2 / math.sqrt(math.pi) * torch.exp(-h.square()))
-    adjoint = [slopes[-1] * v / math.sqrt(width)]
+    adjoint = [slopes[-1] * weights["v"] / math.sqrt(width)]
     for t in reversed(range(steps - 1)):
         adjoint.insert(0, slopes[t] * (adjoint[0] @ W.mT))
     a, s = torch.stack(adjoint, dim=2).flatten(1, 2), torch.stack(seen[:-1], dim=2).flatten(1, 2)  # [k, B·T, n]
     x = inputs.flatten(0, 1)
-    local = weight / width * s @ s.mT + DRIVE / size * x @ x.mT + BIAS
+    local = gain / width * s @ s.mT + DRIVE / SIZE * x @ x.mT + BIAS
     sums = ((a @ a.mT) * local).unflatten(1, (trials, steps)).unflatten(3, (trials, steps)).sum(dim=(2, 4))
     last = seen[-1] @ seen[-1].mT / width
     return sums + last, last
 
 
-def _states(inputs: Tensor, width: int, weight: float, generator: torch.Generator) -> Tensor:
-    """The diagonal time blocks of the NTK of h of one network and trial, by the package, `[T, n, n]`."""
-    names = {"W": (width, width), "U": (inputs.shape[2], width), "b": (width,)}
-    drawn = {name: normal(generator, *shape).requires_grad_() for name, shape in names.items()}
+def _linearised(inputs: Tensor, weights: Mapping[str, Tensor], gain: float) -> Linearisation:
+    """The first network, by the package."""
 
     def step(h: Tensor, x: Tensor, p: dict[str, Tensor]) -> Tensor:
-        recurrent = math.sqrt(weight / width) * torch.erf(h) @ p["W"]
-        return recurrent + math.sqrt(DRIVE / x.shape[-1]) * x @ p["U"] + math.sqrt(BIAS) * p["b"]
+        recurrent = math.sqrt(gain / h.shape[-1]) * torch.erf(h) @ p["W"]
+        return recurrent + math.sqrt(DRIVE / SIZE) * x @ p["U"] + math.sqrt(BIAS) * p["b"]
 
-    start = torch.zeros(len(inputs), width, dtype=torch.float64)
-    ntk = to_dense(Ntk(linearise(step, inputs, initial=start, parameters=drawn)))
-    return torch.stack([ntk[t * width : (t + 1) * width, t * width : (t + 1) * width] for t in range(inputs.shape[1])])
+    learned = {name: weights[name][0].clone().requires_grad_() for name in ("W", "U", "b")}
+    start = torch.zeros(len(inputs), weights["W"].shape[-1], dtype=torch.float64)
+    return linearise(step, inputs, initial=start, parameters=learned)
+
+
+def _output_ntk(inputs: Tensor, weights: Mapping[str, Tensor], gain: float) -> Tensor:
+    """Of v·erf(h_T)/√n of the first network, as R P K Pᵀ Rᵀ and what v adds, by the package, `[B, B]`."""
+    lin = _linearised(inputs, weights, gain)
+    (trials, steps, width), last = lin.states.shape, lin.states[:, -1]
+    slopes = 2 / math.sqrt(math.pi) * torch.exp(-last.square()) * weights["v"][0] / math.sqrt(width)
+    reader = torch.zeros(trials, trials, steps, width, dtype=torch.float64)
+    reader[range(trials), range(trials), -1] = slopes
+    R = Dense(reader.flatten(1), (lin.space, Space.of((trials,), ("trial",), torch.float64)))
+    return to_dense(Ntk(lin, readout=R)) + torch.erf(last) @ torch.erf(last).mT / width
+
+
+def _blocks(ntk: Ntk, width: int) -> Tensor:
+    """The diagonal time blocks of the NTK of the states of one trial, `[T, n, n]`."""
+    return to_dense(ntk).view(STEPS, width, STEPS, width).diagonal(dim1=0, dim2=2).movedim(2, 0)
 
 
 def _off_diagonal(blocks: Tensor) -> Tensor:
