@@ -57,11 +57,12 @@ def test_rows_of_exponents_differ_by_rounding():
     assert row["ratio"] == pytest.approx(sum(row["ratios"]) / 2)
 
 
-def test_rows_of_objectives_differ_by_rounding():
-    row = objectives.row(3, 2, 5, 4, CPU)
+@pytest.mark.parametrize("kind", objectives.CORES)
+def test_rows_of_objectives_differ_by_rounding(kind):
+    row = objectives.row(kind, 3, 2, 5, 4, CPU)
     assert row["relative_difference"] < 1e-5
     assert row["relative_difference_of_alignments"] < 1e-5
-    assert row["quantity"] == "3 objectives, 5 stages, rate network of 4, 6 trials of 5 steps"
+    assert row["quantity"] == f"3 objectives, 5 stages, {kind} of 4, 6 trials of 5 steps"
     assert row["ratio"] == pytest.approx(row["baseline_cpu_seconds"] / row["kpflow_cpu_seconds"])
     assert 0 < row["alone_cpu_seconds"] < row["kpflow_cpu_seconds"]
 
