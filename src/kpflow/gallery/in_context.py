@@ -7,6 +7,9 @@ from typing import NamedTuple, final
 import torch
 from torch import Generator, Tensor
 
+from kpflow.estimate import effective_rank
+from kpflow.operators import Dense
+
 from .draws import normal
 from .entry import Check, Entry, Panel, formula, monte_carlo, pair, points
 from .flows import rk4
@@ -16,8 +19,9 @@ __all__ = ["InContext"]
 
 SIZE, LENGTH, NOISE = 8, 64, 0.1  # d, L, σ²
 MANY = SIZE * (1 + NOISE)
+LENGTHS = torch.tensor([LENGTH, 4 * LENGTH], dtype=torch.float64)
 STEP, EVERY = 0.1, 10
-SEEN = (0, 2, 10)  # of the kept states, those whose NTK is shown
+SEEN = (0, 1, 2, 4, 10, 20, 40)  # of the kept states, those whose NTK is shown
 
 
 @final
@@ -36,13 +40,14 @@ class System(NamedTuple):
 class Observed(NamedTuple):
     """Gradient flow of the surrogate, losses by sampling, and full matrices by Adam."""
 
-    path: Tensor  # [t, 2, 2, 2]
+    path: Tensor  # [t, 2, 2, 2], at L = 64
+    ends: Tensor  # [2, 2], losses of one head and of two in the end, by L
     midway: float  # loss of one head by sampling at ω = 1/4, μ = 1
     optimal: float  # and in the end
     cancelling: float  # at two small cancelling heads
     matrices: dict[str, Tensor]  # by Adam
     loss: float  # with these
-    blocks: Tensor  # [t, 2], traces of the NTK's parts of KQ and OV
+    ranks: list[list[float]]  # [t, 3], effective ranks of the NTK and of its parts of KQ and OV
 
 
 @final
@@ -83,21 +88,22 @@ class InContext(Entry[System, Observed, Predicted]):
         signs = torch.tensor([1.0, -1.0], dtype=torch.float64)
         key[:, range(4), range(4)] = 0.1 * signs[:, None]  # heads of equal signs stay alike
         value[:, 4] = 0.1 * signs
-        steps, updates = (1000, 400) if short else (3000, 2000)
+        steps, updates = (1500, 400) if short else (4000, 2000)
         return System(start, {"key": key, "value": value}, steps, updates, generator, 0.5 if broken else 1.0)
 
     def run(self, system: System) -> Observed:
-        share, heads = MANY / SIZE / LENGTH, (system.start != 0).double()
+        share, heads = ((1 + NOISE) / LENGTHS).view(2, 1, 1, 1), (system.start != 0).double()
 
         def velocity(state: Tensor) -> Tensor:
-            scales, weights = state.unbind(dim=1)
-            kernel = share * torch.exp(system.scale * SIZE * scales[:, :, None] * scales[:, None])
-            pull = 2 - 2 * (weights * scales).sum(dim=1, keepdim=True)
-            by_scale = pull * weights - 2 * SIZE * weights * (kernel @ (weights * scales)[:, :, None])[:, :, 0]
-            by_weight = pull * scales - 2 * (kernel @ weights[:, :, None])[:, :, 0]
-            return torch.stack([by_scale, by_weight], dim=1) * heads
+            scales, weights = state.unbind(dim=-2)
+            kernel = share * torch.exp(system.scale * SIZE * scales[..., :, None] * scales[..., None, :])
+            pull = 2 - 2 * (weights * scales).sum(dim=-1, keepdim=True)
+            by_scale = pull * weights - 2 * SIZE * weights * (kernel @ (weights * scales)[..., None])[..., 0]
+            by_weight = pull * scales - 2 * (kernel @ weights[..., None])[..., 0]
+            return torch.stack([by_scale, by_weight], dim=-2) * heads
 
-        path = rk4(velocity, system.start, STEP, system.steps, every=EVERY)
+        paths = rk4(velocity, system.start.expand(2, -1, -1, -1), STEP, system.steps, every=EVERY)
+        path = paths[:, 0]
         small, mass = torch.tensor([0.01, -0.01], dtype=torch.float64), 1 / (1 + MANY / LENGTH)
         states = [torch.tensor([[0.25], [1.0]]).double(), path[-1, 0, :, :1], torch.stack([small, small * mass / 2e-4])]
         midway, optimal, cancelling = (_sampled(_isotropic(state), LENGTH, system.generator) for state in states)
@@ -105,12 +111,13 @@ class InContext(Entry[System, Observed, Predicted]):
         prompts, _ = _data(40, SIZE, LENGTH, system.generator)
         return Observed(
             path,
+            torch.stack([_surrogate(ends, float(length)) for ends, length in zip(paths[-1], LENGTHS, strict=True)]),
             midway,
             optimal,
             cancelling,
             trained,
             _sampled(trained, 32, system.generator),
-            torch.tensor([_traces(_isotropic(path[k, 1]), prompts) for k in SEEN]).double(),
+            [_ranks(_isotropic(path[k, 1]), prompts) for k in SEEN],
         )
 
     def predict(self, system: System) -> Predicted:
@@ -128,10 +135,11 @@ class InContext(Entry[System, Observed, Predicted]):
     def check(self, system: System, observed: Observed, predicted: Predicted) -> list[Check]:
         (one, _), (scales, weights) = observed.path[-1, 0], observed.path[-1, 1]
         sums = observed.path[-1, 1].sum(dim=1) / observed.path[-1, 1].abs().amax(dim=1)
-        loss, other = _surrogate(observed.path[-1]).tolist()
+        loss, other = observed.ends[0].tolist()
         growth = observed.path[:2, 0, 1, 0].log().diff() / (STEP * EVERY)
-        ratio = (predicted.loss - NOISE) / (predicted.limit - NOISE)
-        long = system.steps > 1000  # the short form ends at t = 100 instead of 300, and with less of Adam
+        excess, x = observed.ends - NOISE, MANY / LENGTHS
+        ratio = excess[:, 0] / excess[:, 1] * (1 + math.e * x) / (1 + x)
+        long = system.steps > 2000  # the short form ends at t = 150 instead of 400, and with less of Adam
         midway = float(_surrogate(torch.tensor([[0.25], [1.0]]).double()))
         key = observed.matrices["key"][:, :4]
         diagonal = key.diagonal(dim1=1, dim2=2)
@@ -143,7 +151,13 @@ class InContext(Entry[System, Observed, Predicted]):
             formula.close("Σω and Σμ of two heads, over the largest", 0.0, sums, 1e-9 if long else 1e-3),
             formula.close("μ·ω of two heads", predicted.product, weights @ scales, 0.02, relative=True),
             formula.close("their loss", predicted.limit, other, 5e-3),
-            formula.close("excess of one over two heads", ratio, (loss - NOISE) / (other - NOISE), 0.05, relative=True),
+            formula.close(
+                "excess of one over two heads, by (1 + x)/(1 + ex): e",
+                math.e,
+                ratio,
+                0.05 if long else 0.08,
+                relative=True,
+            ),
             formula.close("early growth rate", 2.0, growth, 0.08, relative=True),
             monte_carlo.close("surrogate by sampling, midway", midway, observed.midway, 0.05, relative=True),
             monte_carlo.close("in the end, to d/L", loss, observed.optimal, SIZE / LENGTH, relative=True),
@@ -151,37 +165,31 @@ class InContext(Entry[System, Observed, Predicted]):
             monte_carlo.at_most("full matrices: KQ off the diagonal, over it", 0.2, off),
             monte_carlo.at_most("OV, x over y", 0.1, value[:, :4].abs().max()),
             monte_carlo.close("Σμ over the largest", 0.0, value[:, 4].sum(), 0.1),
-            monte_carlo.close("their loss", predicted.best, observed.loss, 0.05 if long else 0.15, relative=True),
+            monte_carlo.close(
+                "full matrices: loss", predicted.best, observed.loss, 0.05 if long else 0.15, relative=True
+            ),
         ]
 
     def panels(self, system: System, observed: Observed, predicted: Predicted) -> tuple[Panel, Panel]:
         times = STEP * EVERY * torch.arange(41)
         one, two = _surrogate(observed.path[:41]).mT
-        at = times[list(SEEN)]
+        losses = (
+            *pair("one head, 1 + σ² − 1/(1 + ex)", times, predicted.loss * torch.ones(41), one, every=2),
+            *pair("two heads, 1 + σ² − 1/(1 + x)", times, predicted.limit * torch.ones(41), two, 1, every=2),
+        )
+        ranks = zip(("NTK", "its part of KQ", "of OV"), zip(*observed.ranks, strict=True), strict=True)
+        lines = [points(name, times[list(SEEN)], found, i) for i, (name, found) in enumerate(ranks)]
         return (
-            Panel.of(
-                "Loss, x = d(1 + σ²)/L",
-                "time",
-                "ℒ",
-                *pair("one head, 1 + σ² − 1/(1 + ex)", times, predicted.loss * torch.ones(41), one, every=2),
-                *pair("two heads, 1 + σ² − 1/(1 + x)", times, predicted.limit * torch.ones(41), two, 1, every=2),
-            ),
-            Panel.of(
-                "Trace of the NTK by site, two heads",
-                "time",
-                "trace",
-                points("KQ", at, observed.blocks[:, 0]),
-                points("OV", at, observed.blocks[:, 1], group=1),
-                log="y",
-            ),
+            Panel.of("Loss, x = d(1 + σ²)/L", "time", "ℒ", *losses),
+            Panel.of("Two heads' NTK over learning", "time", "effective rank", *lines),
         )
 
 
-def _surrogate(states: Tensor) -> Tensor:
+def _surrogate(states: Tensor, length: float = LENGTH) -> Tensor:
     """ℒ at states (ω, μ), `[*]` of `[*, 2, heads]`."""
     scales, weights = states.unbind(dim=-2)
     outer = scales[..., :, None] * scales[..., None, :]
-    kernel = outer + MANY / SIZE / LENGTH * torch.exp(SIZE * outer)
+    kernel = outer + (1 + NOISE) / length * torch.exp(SIZE * outer)
     quadratic = (weights[..., None, :] @ kernel @ weights[..., None])[..., 0, 0]
     return 1 + NOISE - 2 * (weights * scales).sum(dim=-1) + quadratic
 
@@ -201,12 +209,12 @@ def _attend(prompts: Tensor, model: Mapping[str, Tensor]) -> Tensor:
     return (read * model["value"]).sum(dim=(1, 2))[:, None]
 
 
-def _traces(model: Mapping[str, Tensor], prompts: Tensor) -> list[float]:
-    """Of the NTK's parts of KQ and OV."""
+def _ranks(model: Mapping[str, Tensor], prompts: Tensor) -> list[float]:
+    """Effective ranks of the NTK and of its parts of KQ and OV."""
     flat = prompts.flatten(1)
     J = map_jacobian(lambda x, model: _attend(x.view(-1, *prompts.shape[1:]), model), flat, model)
-    squares = J.square().sum(dim=0)
-    return [float(part.sum()) for part in squares.split([value.numel() for value in model.values()])]
+    parts = J.split([value.numel() for value in model.values()], dim=1)
+    return [effective_rank(Dense(part)).value for part in (J, *parts)]
 
 
 def _data(count: int, size: int, length: int, generator: Generator) -> tuple[Tensor, Tensor]:
