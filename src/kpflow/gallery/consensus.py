@@ -1,6 +1,5 @@
 """Optimisation by the consensus of random particles, which is a gradient step in disguise."""
 
-import itertools
 import math
 from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple, final
@@ -12,7 +11,7 @@ from scipy.optimize import brentq
 from torch import Tensor
 
 from .draws import normal, orthogonal
-from .entry import Check, Entry, Panel, curve, formula, identity, monte_carlo, pair, points
+from .entry import Check, Entry, Line, Panel, formula, identity, monte_carlo, pair
 from .exponents import exponent
 from .students import linear_network, output_ntk
 
@@ -33,6 +32,8 @@ class System(NamedTuple):
     design: Tensor  # [4, 4]
     target: Tensor  # [4]
     start: Tensor  # [4]
+    place: Tensor  # where a step is taken on an E that is not quadratic
+    trap: ndarray  # [2], near a local minimum of Rastrigin's function
     spread: float
     noise: float
     counts: tuple[int, ...]
@@ -93,7 +94,9 @@ class Consensus(Entry[System, Observed, Predicted]):
         start = best + 0.6 * torch.linalg.solve(design, left.sum(dim=1))  # every mode of the residual is 0.6
         counts = (1000, 5000, 25_000) if short else (1000, 10_000, 100_000)
         spread, hoppers, swarms = SPREAD * (1.25 if broken else 1.0), 20_000 if short else 80_000, 5 if short else 20
-        return System(design, design @ best, start, spread, noise, counts, hoppers, swarms, generator)
+        place, trap = 1 + 0.5 * torch.rand(1, generator=generator).double(), normal(generator, 2).numpy() / 10
+        trap += np.array([2.8, -2.1])
+        return System(design, design @ best, start, place, trap, spread, noise, counts, hoppers, swarms, generator)
 
     def run(self, system: System) -> Observed:
         def loss(points: Tensor) -> Tensor:
@@ -113,10 +116,10 @@ class Consensus(Entry[System, Observed, Predicted]):
         before, after = ((system.design @ at - system.target) @ vectors for at in (system.start, ones[-1].mean(dim=0)))
         return Observed(
             ones,
-            [_beyond_gradient(step) for step in FINE],
+            [_beyond_gradient(system, step) for step in FINE],
             torch.stack(path),
             torch.stack([points.square().sum(dim=1).mean() for points in swarm]),
-            _descend(np.array([2.8, -2.1])),
+            _descend(system.trap),
             _search(system),
             values,
             after / before,
@@ -149,16 +152,17 @@ class Consensus(Entry[System, Observed, Predicted]):
         ]
 
     def panels(self, system: System, observed: Observed, predicted: Predicted) -> tuple[Panel, Panel]:
-        grid, steps = torch.linspace(0, 2.2, 45, dtype=torch.float64), torch.arange(26)
-        hops = [pair(f"θ{'₁₂₃₄'[i]}", steps, predicted.path[:, i], observed.path[:, i], i) for i in range(SIZE)]
-        left = (
-            curve("1 / (1 + τλ)", grid, 1 / (1 + STEP * grid)),
-            points("particles", observed.values, observed.factors),
-            curve("gradient step, 1 − τλ", grid, 1 - STEP * grid, group=1),
+        steps, hops, modes = range(len(observed.path)), list[Line](), list[Line]()
+        _, vectors = torch.linalg.eigh(system.design @ system.design.mT)
+        left, law = (
+            ((path @ system.design.mT - system.target) @ vectors).abs() for path in (observed.path, predicted.path)
         )
+        for i in range(SIZE):
+            hops += pair(f"θ{'₁₂₃₄'[i]}", steps, predicted.path[:, i], observed.path[:, i], i)
+            modes += pair(f"λ = {float(observed.values[i]):.3g}", steps, law[:, i], left[:, i], i)
         return (
-            Panel.of("Hops of the consensus on implicit Euler", "hop", "θ", *itertools.chain(*hops)),
-            Panel.of("What one hop leaves of each NTK mode", "eigenvalue", "share of the residual", *left),
+            Panel.of("Hops of the consensus on implicit Euler", "hop", "θ", *hops),
+            Panel.of("Modes of the NTK: (1 + τλ) less at every hop", "hop", "residual", *modes),
         )
 
 
@@ -167,12 +171,15 @@ def _consensus(loss: Callable[[Tensor], Tensor], points: Tensor) -> Tensor:
     return (-HEAT * loss(points)).softmax(dim=-1)[..., None, :].matmul(points).squeeze(-2)
 
 
-def _beyond_gradient(step: float) -> float:
-    """|consensus + τE′ − x| at x = 0.7 for E = x⁴/4 + sin x, by Gauss and Hermite's rule."""
-    nodes, weights = np.polynomial.hermite_e.hermegauss(60)
-    points = 0.7 + math.sqrt(step / HEAT) * nodes
-    mass = weights * np.exp(-HEAT * (points**4 / 4 + np.sin(points)))
-    return abs(float(mass @ points / mass.sum()) - 0.7 + step * (0.7**3 + math.cos(0.7)))
+def _beyond_gradient(system: System, step: float) -> float:
+    """|consensus + τE′ − x| for E = x⁴/4 + sin x; the particles are the nodes of Gauss and Hermite's rule."""
+    nodes, mass = (torch.from_numpy(part) for part in np.polynomial.hermite_e.hermegauss(60))
+    x, width = system.place, math.sqrt(step / HEAT) * system.spread / SPREAD
+
+    def loss(points: Tensor) -> Tensor:
+        return points[:, 0] ** 4 / 4 + points[:, 0].sin() - mass.log() / HEAT
+
+    return float((_consensus(loss, (x + width * nodes)[:, None]) - x + step * (x**3 + x.cos())).abs())
 
 
 def _swarm(

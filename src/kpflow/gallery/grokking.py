@@ -6,9 +6,9 @@ from typing import NamedTuple, final
 import torch
 from torch import Tensor
 
-from .entry import Check, Entry, Panel, curve, identity, monte_carlo, points
+from .entry import Check, Entry, Panel, curve, monte_carlo, points
 from .students import kinship
-from .sums import commutator, pairs, square, sums
+from .sums import pairs, square, sums
 
 __all__ = ["Grokking"]
 
@@ -43,15 +43,14 @@ class Observed(NamedTuple):
 
     decayed: dict[float, Course]
     plain: Course
-    pure: float  # the commutator of a network of one frequency
 
 
 @final
 class Predicted(NamedTuple):
-    """Seen in other runs of the same system: there is no closed form."""
+    """Seen in reference runs of the same system, by other code: there is no closed form."""
 
     learned: float  # step by which training accuracy is 99 %
-    grokked: dict[float, float]  # step by which test accuracy is 95 %
+    grokked: dict[float, float]  # step by which test accuracy is 95 %, for each share
 
 
 @final
@@ -78,31 +77,27 @@ class Grokking(Entry[System, Observed, Predicted]):
             INIT * torch.randn(2 * PRIME, WIDTH, generator=generator),
             INIT / WIDTH**0.5 * torch.randn(WIDTH, PRIME, generator=generator),
         )
-        steps = {0.7: 900} if short else {0.6: 2000, 0.7: 1200}
+        steps = {0.7: 900} if short else {0.6: 4000, 0.7: 1200}
         return System(pairs(PRIME).float()[order], sums(PRIME)[order], weights, 0.0 if broken else 0.1, steps)
 
     def run(self, system: System) -> Observed:
         decayed = {share: _train(system, share, system.decay, count) for share, count in system.steps.items()}
         plain = _train(system, 0.7, 0.0, system.steps[0.7])
-        # all phases of one frequency: the shift of a permutes the units
-        angle = 2 * torch.pi * torch.arange(PRIME, dtype=torch.float64) / PRIME
-        one, two = torch.cartesian_prod(angle, angle).unbind(dim=1)
-        turns = 3 * angle[:, None]
-        pure = {"U": torch.cat([torch.cos(turns + one), torch.cos(turns + two)]), "V": torch.cos(turns + one + two).mT}
-        return Observed(decayed, plain, commutator(pure, pairs(PRIME)[::PRIME][None]))
+        return Observed(decayed, plain)
 
     def predict(self, system: System) -> Predicted:
-        return Predicted(40.0, {share: {0.6: 1490.0, 0.7: 770.0}[share] for share in system.steps})
+        return Predicted(40.0, {0.6: 1490.0, 0.7: 770.0})
 
     def check(self, system: System, observed: Observed, predicted: Predicted) -> list[Check]:
-        rows = [identity.close("NTK of one frequency commutes with the shift", 0.0, observed.pure, 1e-12)]
+        rows = []
         for share, course in observed.decayed.items():
             some, when = f"{share:.0%} of the data", predicted.grokked[share]
-            found = _reached(course.test, 0.95)
+            learned, found = _reached(course.train, 0.99), _reached(course.test, 0.95)
+            pure = 0.85 if system.steps[share] >= 4000 else 0.55
             rows += [
-                monte_carlo.at_most(f"{some}: training accuracy is 99 % by step", 60.0, _reached(course.train, 0.99)),
-                monte_carlo.close(f"{some}: test accuracy is 95 % by step", when, found, 0.25, relative=True),
-                monte_carlo.at_least(f"{some}: power in dominant frequencies", 0.55, course.power),
+                monte_carlo.at_most(f"{some}: training accuracy is 99 % by step, 40 in a reference run", 60.0, learned),
+                monte_carlo.close(f"{some}: test accuracy is 95 % by step of it", when, found, 0.25, relative=True),
+                monte_carlo.at_least(f"{some}: power in dominant frequencies", pure, course.power),
             ]
         kinships, plain = observed.decayed[0.7].kinships, observed.plain
         return [
@@ -122,9 +117,9 @@ class Grokking(Entry[System, Observed, Predicted]):
                 "Accuracy, 70 % of the data",
                 "step",
                 "accuracy",
-                curve("known by then", [predicted.learned] * 2, [0.0, 1.0]),
+                curve("known, reference run", [predicted.learned] * 2, [0.0, 1.0]),
                 points("training", steps, course.train),
-                curve("found by then", [predicted.grokked[0.7]] * 2, [0.0, 1.0], group=1),
+                curve("found, reference run", [predicted.grokked[0.7]] * 2, [0.0, 1.0], group=1),
                 points("test", steps, course.test, group=1),
                 points("test, without decay", steps, plain.test, group=2),
             ),

@@ -5,8 +5,9 @@ from collections.abc import Callable, Mapping, Sequence
 import torch
 from torch import Tensor, nn
 
+from kpflow.estimate import alignment
 from kpflow.flow import ImmediateJacobian, Ntk, OutputJacobian, Propagator
-from kpflow.operators import to_dense
+from kpflow.operators import Dense, to_dense
 from kpflow.states import Linearisation, linearise
 
 __all__ = [
@@ -190,7 +191,7 @@ def kinship(
     others: Tensor,
     parameters: Mapping[str, Tensor],
 ) -> float:
-    """Correlation of the NTK, traced over outputs, of two lists of inputs with being at the same place in both.
+    """Alignment of the NTK, traced over outputs, of two lists of inputs with being at the same place in both.
 
     Rows and columns are centred first, so that 0 is no kinship and 1 a kernel that sees nothing else.
 
@@ -209,4 +210,4 @@ def kinship(
     kernel = traced_ntk(function, torch.cat([ones, others]), parameters)[:count, count:].double()
     same = torch.eye(count, dtype=torch.float64)
     kernel, same = (part - part.mean(dim=0) - part.mean(dim=1, keepdim=True) + part.mean() for part in (kernel, same))
-    return float((kernel * same).sum() / torch.linalg.vector_norm(kernel) / torch.linalg.vector_norm(same))
+    return alignment(Dense(kernel), Dense(same)).value
