@@ -6,10 +6,13 @@ from typing import NamedTuple, final
 
 import torch
 from scipy.integrate import quad
+from scipy.optimize import brentq
 from torch import Tensor
 from torch.nn.functional import normalize
 
 from kpflow._checks import check_range
+from kpflow.estimate import spectrum
+from kpflow.operators import Dense
 
 from .draws import normal
 from .entry import Check, Entry, Panel, curve, formula, identity, monte_carlo, pair, points
@@ -22,7 +25,7 @@ RATE, HEAT, TICK = 1.0, 1.0, 0.1  # of dx = −λx dt + √(2T) dW
 TIMES = torch.tensor([10, 20, 40, 80, 140, 200])  # in ticks
 SIZE, SIGNAL, HOP = 24, 14.0, 2e-3  # of the sphere
 SIZES = (1e7, 1e9)  # d, of escape from the equator
-FREQUENCIES = torch.logspace(-2, math.log10(math.pi), 12, dtype=torch.float64)
+COUNT = 200  # steps of P
 
 
 @final
@@ -50,7 +53,7 @@ class Observed(NamedTuple):
     overlap: float  # mean |⟨x, v⟩| at the end
     escapes: list[list[float]]  # times, of k = 2, 3 and 4 at each size
     covariance: Tensor  # [200, 200], P Σ Pᵀ
-    gains: Tensor  # [w], size of the last state under a wave of each frequency, by P
+    gains: Tensor  # [200], singular values of P
 
 
 @final
@@ -59,6 +62,7 @@ class Predicted(NamedTuple):
 
     averaged: Tensor
     tilted: Tensor
+    frequencies: Tensor  # [200], of the singular vectors of P
     gains: Tensor
 
 
@@ -96,25 +100,25 @@ class Langevin(Entry[System, Observed, Predicted]):
     def run(self, system: System) -> Observed:
         last, averaged = _free(system)
         mean, overlap = _sphere(system)
-        propagator = scalar_propagator(math.exp(-RATE * TICK), 200)
-        kicks = torch.full((200,), HEAT / RATE * -math.expm1(-2 * RATE * TICK), dtype=torch.float64)
+        propagator = scalar_propagator(math.exp(-system.rate * TICK), COUNT)
+        kicks = torch.full((COUNT,), -HEAT / RATE * math.expm1(-2 * RATE * TICK), dtype=torch.float64)
         kicks[0] = HEAT / RATE  # at rest from the first state on
-        waves = torch.exp(1j * FREQUENCIES[:, None] * torch.arange(200))
         return Observed(
             last,
             averaged,
             _tilted(system),
             mean,
             overlap,
-            [[_escape(order, size) for size in SIZES] for order in (2, 3, 4)],
+            [[_escape(system, order, size) for size in SIZES] for order in (2, 3, 4)],
             propagator * kicks @ propagator.mT,
-            (waves @ propagator[-1].to(waves.dtype)).abs(),
+            spectrum(Dense(propagator)),
         )
 
     def predict(self, system: System) -> Predicted:
         trace = system.tensor.diagonal(dim1=1, dim2=2).sum(dim=1)
-        gains = 1 / (1 - math.exp(-RATE * TICK) * torch.exp(-1j * FREQUENCIES)).abs()
-        return Predicted(_averaged(TICK * TIMES), 3 * system.strength / (SIZE * (SIZE + 2)) * trace, gains)
+        kept, frequencies = math.exp(-RATE * TICK), _frequencies(math.exp(-RATE * TICK))
+        gains = 1 / (1 - kept * torch.exp(-1j * frequencies)).abs()
+        return Predicted(_averaged(TICK * TIMES), 3 * system.strength / (SIZE * (SIZE + 2)) * trace, frequencies, gains)
 
     def check(self, system: System, observed: Observed, predicted: Predicted) -> list[Check]:
         scale = torch.linalg.vector_norm(predicted.tilted)
@@ -128,7 +132,7 @@ class Langevin(Entry[System, Observed, Predicted]):
             monte_carlo.close("variance of the average", predicted.averaged, observed.averaged, 7e-2, relative=True),
             identity.close("diag P Σ Pᵀ is T/λ", HEAT / RATE, by_p.diagonal(), 1e-12),
             formula.close("the average's variance by P", predicted.averaged[-1], by_p.mean(), 1e-2, relative=True),
-            formula.close("gain of P at each frequency", predicted.gains, observed.gains, 1e-6, relative=True),
+            formula.close("singular values of P: its gains", predicted.gains, observed.gains, 1e-10, relative=True),
             monte_carlo.close("mean under exp(b T[x, x, x]) along the partial trace", 1.0, tilted, 0.1),
             monte_carlo.at_least("cosine of the chains' average with the partial trace", 0.9, observed.mean @ along),
             monte_carlo.close("its overlap with v", along @ system.spike, overlap, 0.1),
@@ -144,10 +148,10 @@ class Langevin(Entry[System, Observed, Predicted]):
             curve("average", fine, _averaged(fine), group=1),
             points("", TICK * TIMES, observed.averaged, group=1),
         )
-        gains = pair("1 / |1 − ρe^{−iω}|, and P of 200 steps", FREQUENCIES, predicted.gains, observed.gains)
+        gains = pair("1 / |1 − ρe^{−iω}|", predicted.frequencies, predicted.gains, observed.gains, every=5)
         return (
             Panel.of("Variance of a particle, and of its average", "time", "variance", *variances, log="xy"),
-            Panel.of("Gain of the propagator", "frequency per step", "gain", *gains, log="xy"),
+            Panel.of("Singular values of P, and its gain", "frequency per step", "gain", *gains, log="xy"),
         )
 
 
@@ -155,6 +159,13 @@ def _averaged(times: Tensor) -> Tensor:
     """(2T/λ²t) [1 − (1 − e^{−λt})/(λt)]."""
     passed = RATE * times
     return 2 * HEAT / (RATE * passed) * (1 - (1 - torch.exp(-passed)) / passed)
+
+
+def _frequencies(kept: float) -> Tensor:
+    """The ω of 0 < ω < π with sin (n+1)ω = ρ sin nω, at which P of n steps has its singular values."""
+    ends = itertools.pairwise([1e-9, *(math.pi * k / (COUNT + 1) for k in range(1, COUNT + 1))])  # one between each two
+    crossings = [brentq(lambda w: math.sin((COUNT + 1) * w) - kept * math.sin(COUNT * w), *two) for two in ends]
+    return torch.tensor(crossings, dtype=torch.float64)
 
 
 def _free(system: System) -> tuple[Tensor, Tensor]:
@@ -196,10 +207,10 @@ def _tilted(system: System) -> Tensor:
     return torch.sinh(tilt) @ states.double() / torch.cosh(tilt).sum()
 
 
-def _escape(order: int, size: float) -> float:
-    """Time from m = d^{−½} to ½ by ṁ = m^{k−1}(1 − m²), an integral over ln m."""
+def _escape(system: System, order: int, size: float) -> float:
+    """Time from m = v₁ √(24/d), that of a fixed start, to ½ by ṁ = λ m^{k−1}(1 − m²), an integral over ln m."""
 
     def slowness(log: float) -> float:
-        return math.exp((2 - order) * log) / (1 - math.exp(2 * log))
+        return math.exp((2 - order) * log) / (1 - math.exp(2 * log)) / system.rate
 
-    return quad(slowness, -0.5 * math.log(size), math.log(0.5))[0]
+    return quad(slowness, math.log(abs(float(system.spike[0])) * math.sqrt(SIZE / size)), math.log(0.5))[0]
