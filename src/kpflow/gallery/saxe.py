@@ -7,11 +7,14 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from kpflow.estimate import spectrum
+from kpflow.flow import Ntk
+
 from .draws import orthogonal
 from .entry import Check, Entry, Panel, curve, formula, identity, pair, points
 from .exponents import exponent
 from .flows import rk4
-from .students import linear_ntk
+from .students import linear_map, linearise_map
 
 __all__ = ["Saxe"]
 
@@ -48,6 +51,7 @@ class Observed(NamedTuple):
     descents: Tensor  # [2, t, d], its diagonal by gradient descent, with the step and twice the step
     unaligned: Tensor  # [t, 2, d, d]
     deep: Tensor  # [depth, t], of a single mode
+    deepest: Tensor  # [t], in 10⁴ layers, every 0.02/10⁴
     spectra: Tensor  # [m, d²] of the output NTK
 
 
@@ -99,14 +103,15 @@ class Saxe(Entry[System, Observed, Predicted]):
         def turned(path: Tensor) -> Tensor:
             return system.left.mT @ path[:, 1] @ path[:, 0] @ system.right
 
-        path, white = rk4(velocity, system.weights, 0.01, 800, every=10), torch.eye(4, dtype=torch.float64)
+        path = rk4(velocity, system.weights, 0.01, 800, every=10)
         return Observed(
             path,
             turned(path),
             torch.stack([descended(step) for step in (system.descent, 2 * system.descent)]),
             rk4(velocity, system.unaligned, 0.01, 200, every=20),
             torch.stack([_deep(depth, system.rate) for depth in DEPTHS]),
-            torch.stack([torch.linalg.eigvalsh(linear_ntk(path[k].unbind(), white)) for k in SEEN]),
+            _deep(10_000, system.rate, 0.02 / 10_000, 400, every=1),
+            torch.stack([_spectrum(path[k]) for k in SEEN]),
         )
 
     def predict(self, system: System) -> Predicted:
@@ -125,6 +130,7 @@ class Saxe(Entry[System, Observed, Predicted]):
         Q = torch.cat([observed.unaligned[:, 0].mT, observed.unaligned[:, 1]], dim=1)
         charge = observed.path[:, 0] @ observed.path[:, 0].mT - observed.path[:, 1].mT @ observed.path[:, 1]
         late = math.log(1.9 * 1.9 / (0.1 * 0.1)) / 4 + 1 / 0.2 - 1 / 3.8
+        learned = 0.02 * float(np.interp(1.9, observed.deepest, range(len(observed.deepest))))
         return [
             formula.close("strengths of the modes under gradient flow", predicted.strengths, flow, 1e-7),
             formula.close(f"by gradient descent, step {step:g}", predicted.strengths, descents[0], 10 * step),
@@ -135,7 +141,7 @@ class Saxe(Entry[System, Observed, Predicted]):
             formula.close("QQᵀ from any balanced start", predicted.product, Q @ Q.mT, 1e-7),
             identity.close("W₁W₁ᵀ − W₂ᵀW₂ is conserved", charge[:1], charge, 1e-8),
             # s⁻² ln[a_f (s − a₀) / (a₀ (s − a_f))] + 1/(s a₀) − 1/(s a_f), of infinitely many layers
-            formula.close("time to learn in 10⁴ layers", late, _time_of_depth(10_000), 2e-3),
+            formula.close("time to learn in 10⁴ layers, times 10⁴", late, learned, 2e-3),
             formula.close("spectrum of the NTK is {aᵢ + aⱼ}", predicted.sums[SEEN], observed.spectra, 2e-7),
         ]
 
@@ -153,7 +159,13 @@ class Saxe(Entry[System, Observed, Predicted]):
         )
 
 
-def _deep(depth: int, rate: float) -> Tensor:
+def _spectrum(weights: Tensor) -> Tensor:
+    """Of the NTK of both layers at white inputs, rising."""
+    lin = linearise_map(linear_map, torch.eye(4, dtype=torch.float64), {"W₁": weights[0], "W₂": weights[1]})
+    return spectrum(Ntk(lin)).flip(0)
+
+
+def _deep(depth: int, rate: float, step: float = 0.0025, count: int = 800, *, every: int = 40) -> Tensor:
     """The strength of a mode with s = 2 in `depth` scalar layers, all started at a₀^(1/depth) with a₀ = 0.1."""
 
     def velocity(layers: Tensor) -> Tensor:
@@ -161,13 +173,7 @@ def _deep(depth: int, rate: float) -> Tensor:
         return rate * (2.0 - total) * total / layers
 
     start = torch.full((depth,), 0.1 ** (1 / depth), dtype=torch.float64)
-    return rk4(velocity, start, 0.0025, 800, every=40).prod(dim=1)
-
-
-def _time_of_depth(depth: int) -> float:
-    """L times the time in which a mode with s = 2 grows from 0.1 to 1.9 in L layers, by quadrature."""
-    nodes = torch.linspace(math.log(0.1), math.log(1.9), 20_001, dtype=torch.float64).exp()
-    return float(torch.trapezoid(nodes ** (2 / depth - 2) / (2.0 - nodes), nodes))
+    return rk4(velocity, start, step, count, every=every).prod(dim=1)
 
 
 def _riccati(system: System) -> Tensor:
