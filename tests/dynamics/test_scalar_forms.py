@@ -304,6 +304,32 @@ def graph_of(weight: list[list[float]], orbits: int = 0) -> BifurcationGraph:
     return bifurcation_graph(points, orbits)
 
 
+def graph_of_flow(weight: list[list[float]], gain: float, orbits: int = 0) -> BifurcationGraph:
+    """Of h' = g (tanh(W h) − h), whose eigenvalues at 0 are those of g (W − 1)."""
+    matrix = torch.tensor(weight, dtype=torch.float64)
+    seeds = 2 * torch.rand(60, len(weight), generator=torch.Generator().manual_seed(0), dtype=torch.float64) - 1
+    points = find_fixed_points(
+        lambda h, x: gain * (torch.tanh(h @ matrix.mT) - h), torch.zeros(1), seeds, flow=True, bounded=True
+    )
+    assert points.index_sum == 1
+    return bifurcation_graph(points, orbits)
+
+
+@pytest.mark.parametrize("gain", [0.1, 1.0, 10.0])
+def test_graphs_of_flows_do_not_depend_on_their_speed(gain):
+    """Stable points with Re μ < −1 have no unstable directions, and slow saddles with 0 < μ < 1 do."""
+    assert graph_of_flow([[0.5]], gain) == BifurcationGraph(1, 0, 0)
+    assert graph_of_flow([[1.5]], gain) == BifurcationGraph(1, 0, 0).moved(Move.SADDLE_NODE)
+    assert graph_of_flow([[-5.0]], gain) == BifurcationGraph(1, 0, 0)
+    assert graph_of_flow([[1.5, -2.0], [2.0, 1.5]], gain, orbits=1) == BifurcationGraph(0, 0, 1, spirals=1)
+
+
+def test_moves_are_five():
+    assert len(list(Move)) == 5
+    assert Move.SADDLE_NODE is not Move.PITCHFORK
+    assert Move.SADDLE_NODE.counts == Move.PITCHFORK.counts == (1, 1, 0)
+
+
 def test_moves_are_what_bifurcations_of_networks_do():
     start = graph_of([[0.5]])
     assert start == BifurcationGraph(1, 0, 0)
@@ -349,8 +375,13 @@ def test_graphs_refuse_what_they_cannot_count():
         BifurcationGraph(0, 0, 0).moved(Move.FLIP)
     with pytest.raises(ValueError, match="`move` PITCHFORK inverted is not possible"):
         BifurcationGraph(1, 0, 0).moved(Move.PITCHFORK, inverse=True)
+    with pytest.raises(ValueError, match="`move` SADDLE_NODE inverted is not possible"):
+        BifurcationGraph(1, 0, 0).moved(Move.SADDLE_NODE, inverse=True)
     marginal = find_fixed_points(lambda h, x: torch.tanh(h) * 0.9999, torch.zeros(1), torch.tensor([[0.01]]))
-    with pytest.raises(ValueError, match="`points` must be stable or not; 1 of 1 are marginal"):
+    with pytest.raises(ValueError, match=r"`points` must be stable or not; 1 of 1 are marginal, \| \|μ\| − 1 \| <"):
         bifurcation_graph(marginal)
+    resting = find_fixed_points(lambda h, x: -1e-4 * h, torch.zeros(1), torch.tensor([[0.01]]).double(), flow=True)
+    with pytest.raises(ValueError, match=r"`points` must be stable or not; 1 of 1 are marginal, \|Re μ\| <"):
+        bifurcation_graph(resting)
     with pytest.raises(TypeError, match="`points` must be the FixedPoints"):
         bifurcation_graph([[0.0]])

@@ -15,16 +15,21 @@ __all__ = ["BifurcationGraph", "Move", "Reachable", "bifurcation_graph"]
 class Move(enum.Enum):
     """What a bifurcation of a stable fixed point does to (S, U, O); its inverse takes the same away."""
 
-    PITCHFORK = (1, 1, 0)
+    PITCHFORK = ("pitchfork", (1, 1, 0))
     """One stable point becomes two and a saddle between them."""
-    SADDLE_NODE = (1, 1, 0)
+    SADDLE_NODE = ("saddle-node", (1, 1, 0))
     """A stable point and a saddle are born."""
-    TRANSCRITICAL = (0, 0, 0)
+    TRANSCRITICAL = ("transcritical", (0, 0, 0))
     """A stable point and a saddle exchange their stability."""
-    FLIP = (-1, 1, 1)
-    """A multiplier passes −1: the point is a saddle, and a 2-cycle is born."""
-    NEIMARK_SACKER = (-1, 0, 1)
-    """A complex pair leaves the unit circle, and an invariant circle is born."""
+    FLIP = ("flip", (-1, 1, 1))
+    """A multiplier passes −1: the point is a saddle, and a 2-cycle is born; flows have none."""
+    NEIMARK_SACKER = ("neimark-sacker", (-1, 0, 1))
+    """A complex pair leaves the unit circle, and an invariant circle is born; of a flow, Hopf's, and a cycle is."""
+
+    @property
+    def counts(self) -> tuple[int, int, int]:
+        """What is added to (S, U, O)."""
+        return self.value[1]
 
 
 @final
@@ -46,10 +51,11 @@ class BifurcationGraph:
     the circle that it left behind, and not in U.
 
     Args:
-        stable: S, fixed points h = f(h) with all |μ| < 1.
-        unstable: U, real multipliers with |μ| > 1, of all fixed points: −1.2 counts as 1.2 does.
+        stable: S, fixed points h = f(h) with all |μ| < 1 (of a flow: Re μ < 0).
+        unstable: U, real multipliers with |μ| > 1 (of a flow: μ > 0), of all fixed points; of a map −1.2 counts as
+            1.2 does.
         orbits: O, cycles and invariant circles, which the fixed points do not tell.
-        spirals: Complex pairs with |μ| > 1, of all fixed points.
+        spirals: Complex pairs with |μ| > 1 (of a flow: Re μ > 0), of all fixed points.
 
     Raises:
         ValueError: A count is negative.
@@ -91,7 +97,7 @@ class BifurcationGraph:
         """
         sign = -1 if inverse else 1
         counts = [
-            old + sign * new for old, new in zip((self.stable, self.unstable, self.orbits), move.value, strict=True)
+            old + sign * new for old, new in zip((self.stable, self.unstable, self.orbits), move.counts, strict=True)
         ]
         if min(counts) < 0:
             raise ValueError(
@@ -124,7 +130,7 @@ def bifurcation_graph(points: Any, orbits: int = 0) -> BifurcationGraph:
 
     Raises:
         TypeError: `points` are no fixed points.
-        ValueError: `orbits` is negative, or a point is marginal, |μ| = 1 within its `marginal`.
+        ValueError: `orbits` is negative, or a point is marginal, |μ| = 1 (of a flow: Re μ = 0) within its `marginal`.
 
     Example:
         >>> import torch
@@ -138,10 +144,11 @@ def bifurcation_graph(points: Any, orbits: int = 0) -> BifurcationGraph:
     kinds = points.kinds
     if "marginal" in kinds:
         raise ValueError(
-            f"`points` must be stable or not; {kinds.count('marginal')} of {len(kinds)} are marginal, | |μ| − 1 | < "
-            f"{points.marginal:g}: the network is at a bifurcation. Search with a smaller `marginal`, or move on."
+            f"`points` must be stable or not; {kinds.count('marginal')} of {len(kinds)} are marginal, "
+            f"{'|Re μ|' if points.flow else '| |μ| − 1 |'} < {points.marginal:g}: the network is at a bifurcation. "
+            "Search with a smaller `marginal`, or move on."
         )
-    outside = points.multipliers.abs() > 1
+    outside = points.multipliers.real > 0 if points.flow else points.multipliers.abs() > 1
     real = points.multipliers.imag == 0
     return BifurcationGraph(
         kinds.count("stable"), int((outside & real).sum()), orbits, int((outside & ~real).sum()) // 2
