@@ -22,7 +22,7 @@ from kpflow import gallery
         ("vagram", {"largest": math.inf}, r"`largest` must be at least 1.5 and finite; got inf: maximum likelihood"),
         ("bayesian_gradient", {"ridge": 0.1}, r"`ridge` must be between 1e-11 and 1e-9; got 0.1: the gradient is"),
         ("mask_search", {"kept": 12}, r"`kept` must be below the number of weights, 12; got 12: there is nothing"),
-        ("guided", {"curvature": -1.0}, r"`curvature` must be between -0.5 and 10; got -1.0: below -1 the tilted"),
+        ("guided", {"curvature": -1.0}, r"`curvature` must be between 1 and 2.5; got -1.0: with less the sampler"),
         ("random_teacher", {"distance": 0.5}, r"`distance` must be above 0 and at most 0.1; got 0.5: farther away"),
         ("knowledge", {"noise": 0.9}, r"`noise` must be between 0 and 0.875, exclusive; got 0.9: beyond it a wrong"),
     ],

@@ -51,10 +51,11 @@ class Observed(NamedTuple):
 
 @final
 class Predicted(NamedTuple):
-    """From λ, and from the norms of the network's weights."""
+    """From λ, from Jacobians by automatic differentiation, and from the norms of the network's weights."""
 
     rates: Tensor  # ln(1 − α)/dt
-    data_free: float  # the strength that those norms ask for
+    strengths: list[float]  # the geometric and the strict α
+    data_free: float  # the strength that the norms of the weights ask for
 
 
 @final
@@ -88,10 +89,10 @@ class TeacherForcing(Entry[System, Observed, Predicted]):
 
     def run(self, system: System) -> Observed:
         paths, zero = system.paths, torch.zeros(1, dtype=torch.float64)
-        steps, every = paths.shape[1] - 1, slice(None, 400, 4)  # single states, as trials of two steps
+        steps = paths.shape[1] - 1
         spectrum = lyapunov_spectrum(lambda h, _: _lorenz(h), zero, paths[:, 0], steps=steps, warmup=50, dt=DT)
         several, one = _linear(paths[:4, :400]), _linear(paths[:1, :120])
-        student = forcing(_student(system, 0.0, system.scaled[:, every].flatten(0, 1)[:, None].expand(-1, 2, -1)))
+        student = forcing(_student(system, 0.0, _states(system.scaled)))
         path = forcing(several)
         forced = [to_dense(Propagator(teacher_forced(one, alpha))) for alpha in (0.0, path.strict, 0.6, 0.8)]
         return Observed(
@@ -99,7 +100,7 @@ class TeacherForcing(Entry[System, Observed, Predicted]):
             _growth(system),
             _distance(system),
             path,
-            forcing(_linear(paths[:, every].flatten(0, 1)[:, None].expand(-1, 2, -1))),
+            forcing(_linear(_states(paths))),
             (_largest_product(several, path.strict * system.scale), _largest_product(several, 0.0)),
             student,
             [_gradient(system, alpha, 400) / _gradient(system, alpha, 25) for alpha in (0.0, student.strict)],
@@ -109,7 +110,11 @@ class TeacherForcing(Entry[System, Observed, Predicted]):
     def predict(self, system: System) -> Predicted:
         weights = (system.network[name].detach() for name in ("A", "out", "in"))
         skip, out, hidden = (float(torch.linalg.matrix_norm(W, ord=2)) for W in weights)
-        return Predicted(torch.log1p(-STRENGTHS) / DT, 1 - 1 / (skip + out * hidden))
+        seen = _lorenz(_states(system.paths)[:, 0])  # the first Jacobian along a trial is at its second state
+        jacobians = torch.func.vmap(torch.func.jacrev(_lorenz))(seen)
+        norms = torch.linalg.matrix_norm(jacobians, ord=2)
+        strengths = [1 - 1 / float(norms.log().mean().exp()), 1 - 1 / float(norms.max())]
+        return Predicted(torch.log1p(-STRENGTHS) / DT, strengths, 1 - 1 / (skip + out * hidden))
 
     def check(self, system: System, observed: Observed, predicted: Predicted) -> list[Check]:
         leading, path, found, student = observed.exponents[0], observed.path, observed.lorenz, observed.student
@@ -122,8 +127,9 @@ class TeacherForcing(Entry[System, Observed, Predicted]):
             formula.at_least("below 1 − e^{−λ dt}, at α = 0.02, far trajectories stay off", 1.0, observed.far[0]),
             formula.at_most("above it, at α = 0.1, they come to the teacher", 1e-3, observed.far[1]),
             formula.close("critical α of 400 steps", critical, path.critical, 1e-2),
-            monte_carlo.close("geometric α", 0.189, found.geometric, 1e-2),
-            monte_carlo.close("strict α*", 0.47, found.strict, 2e-2),
+            identity.close("geometric and strict α", predicted.strengths, [found.geometric, found.strict], 1e-12),
+            monte_carlo.close("geometric α, 0.189 in a reference run", 0.189, found.geometric, 1e-2),
+            monte_carlo.close("strict α*, 0.483 in a reference run", 0.483, found.strict, 2e-2),
             identity.at_most("largest product of Jacobians at α*", 1.0, observed.products[0]),
             formula.at_least("largest product without forcing", 1e7, observed.products[1]),
             formula.at_most("one-step error of the network", 1e-3, system.error),
@@ -157,6 +163,11 @@ def _lorenz(start: Tensor, theta: Tensor = LORENZ) -> Tensor:
         return torch.stack([theta[0] * (y - x), x * (theta[1] - w) - y, x * y - theta[2] * w], dim=-1)
 
     return rk4(field, start, DT / SUBSTEPS, SUBSTEPS, every=SUBSTEPS)[-1]
+
+
+def _states(paths: Tensor) -> Tensor:
+    """Every fourth state of the first 400, as trials of two steps."""
+    return paths[:, :400:4].flatten(0, 1)[:, None].expand(-1, 2, -1)
 
 
 def _linear(paths: Tensor) -> Linearisation:

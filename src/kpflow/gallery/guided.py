@@ -6,9 +6,7 @@ from typing import NamedTuple, final
 import torch
 from torch import Tensor
 
-from kpflow._checks import check_range
-
-from .entry import Check, Entry, Panel, curve, formula, identity, monte_carlo, points
+from .entry import Check, Entry, Panel, curve, identity, monte_carlo, pair
 from .students import scalar_propagator
 
 __all__ = ["Guided"]
@@ -34,6 +32,7 @@ class Observed(NamedTuple):
     means: Tensor  # [t]
     variances: Tensor  # [t]
     propagator: Tensor  # [200, 200]
+    singular: Tensor  # [200], its singular values
 
 
 @final
@@ -43,6 +42,7 @@ class Predicted(NamedTuple):
     means: Tensor
     variances: Tensor
     stepped: tuple[Tensor, Tensor]
+    gains: Tensor  # [200], singular values of dt P
 
 
 @final
@@ -57,16 +57,15 @@ class Guided(Entry[System, Observed, Predicted]):
     paper = "Zhong et al. 2026, Euphonium, arXiv 2602.04928"
     kernels = (
         "The samples' mean moves with c by the gain of the propagator at rest, dt Σ P = 1/(1 + k), and their "
-        "covariance is 2 dt P Pᵀ: guidance is a shorter memory of P, and no parameter learns, so K has no part in it."
+        "covariance is 2 dt P Pᵀ: guidance lowers the singular values of P; no parameter learns, so K has no part."
     )
     omits = "Video models, rewards of a process, and learned scores: a sampler is no learner."
 
     def make(self, seed: int = 0, *, short: bool = False, broken: bool = False, curvature: float = 1.5) -> System:
-        check_range("curvature", curvature, -100.0)
-        if not -0.5 <= curvature <= 10:
+        if not 1 <= curvature <= 2.5:
             raise ValueError(
-                f"`curvature` must be between -0.5 and 10; got {curvature!r}: below -1 the tilted density cannot be "
-                f"normalised, near it the sampler does not come to rest in time, and above 10 the steps are too long."
+                f"`curvature` must be between 1 and 2.5; got {curvature!r}: with less the sampler is not at rest "
+                f"in time, and below -1 the tilted density cannot be normalised; with more its steps are too long."
             )
         generator = torch.Generator().manual_seed(seed)
         return System(curvature, 0.8 if broken else 1.0, 20_000 if short else 100_000, generator)
@@ -81,7 +80,7 @@ class Guided(Entry[System, Observed, Predicted]):
             means.append(x.mean())
             variances.append(x.var())
         memory = scalar_propagator(1 - TICK * (1 + system.weight * system.curvature), STEPS)
-        return Observed(torch.stack(means), torch.stack(variances), memory)
+        return Observed(torch.stack(means), torch.stack(variances), memory, torch.linalg.svdvals(memory))
 
     def predict(self, system: System) -> Predicted:
         rate = 1 + system.curvature
@@ -89,12 +88,12 @@ class Guided(Entry[System, Observed, Predicted]):
         ticks = torch.arange(STEPS + 1, dtype=torch.float64)
         gone, kept = torch.exp(-rate * TICK * ticks), (1 - rate * TICK) ** ticks
         stepped = (rest + (START - rest) * kept, (1 - kept.square()) / (rate * (1 - rate * TICK / 2)))
-        return Predicted(rest + (START - rest) * gone, (1 - gone.square()) / rate, stepped)
+        return Predicted(rest + (START - rest) * gone, (1 - gone.square()) / rate, stepped, _gains(rate))
 
     def check(self, system: System, observed: Observed, predicted: Predicted) -> list[Check]:
         rate = 1 + system.curvature
         covariance = 2 * TICK * observed.propagator.square().sum(dim=1)
-        late = slice(STEPS // 2, None)
+        late, gain = slice(STEPS // 2, None), TICK * observed.propagator[-1].sum()
         return [
             monte_carlo.close(
                 "mean in the end is (m + c)/(1 + k)", (MEAN + SHIFT) / rate, observed.means[late].mean(), 0.02
@@ -104,31 +103,31 @@ class Guided(Entry[System, Observed, Predicted]):
             ),
             monte_carlo.close("mean at every step", predicted.stepped[0], observed.means, 0.03),
             monte_carlo.close("variance at every step", predicted.stepped[1], observed.variances, 0.03),
-            formula.close("gain of P at rest", 1 / rate, TICK * observed.propagator[-1].sum(), 1e-2, relative=True),
+            identity.close("gain of P: (1 − aⁿ)/(1 + k)", (1 - (1 - TICK * rate) ** STEPS) / rate, gain, 1e-12),
+            identity.close("singular values of dt P", predicted.gains, TICK * observed.singular, 1e-10),
             identity.close("diagonal of 2 dt P Pᵀ", predicted.stepped[1][1:], covariance, 1e-12),
         ]
 
     def panels(self, system: System, observed: Observed, predicted: Predicted) -> tuple[Panel, Panel]:
-        times = TICK * torch.arange(STEPS + 1)
-        some = slice(None, None, 8)
-        ages = torch.arange(STEPS)
-        memory = torch.exp(-(1 + system.curvature) * TICK * ages)
-        return (
-            Panel.of(
-                "Moments of the samples",
-                "time",
-                "",
-                curve("mean", times, predicted.means),
-                points("", times[some], observed.means[some]),
-                curve("variance", times, predicted.variances, group=1),
-                points("", times[some], observed.variances[some], group=1),
-            ),
-            Panel.of(
-                "Memory of the propagator",
-                "time back",
-                "P",
-                curve("guided, e^{−(1 + k)t}", times[:100], memory[:100]),
-                points("", times[:100:4], observed.propagator[-1].flip(0)[:100:4]),
-                curve("without, e^{−t}", times[:100], torch.exp(-times[:100]), group=1),
-            ),
+        times, number = TICK * torch.arange(STEPS + 1), range(1, STEPS + 1)
+        moments = (
+            *pair("mean", times, predicted.means, observed.means, every=8),
+            *pair("variance", times, predicted.variances, observed.variances, 1, every=8),
         )
+        gains = (
+            *pair("guided, from 1/(1 + k) on", number, predicted.gains, TICK * observed.singular, every=4),
+            curve("without, from 1 on", number, _gains(1.0), group=1),
+        )
+        return (
+            Panel.of("Moments of the samples", "time", "", *moments),
+            Panel.of("Singular values of dt P", "number", "σ", *gains, log="xy"),
+        )
+
+
+def _gains(rate: float) -> Tensor:
+    """dt/√(1 + a² − 2a cos θ) for a = 1 − dt·rate, at the θ with sin (n + 1)θ = a sin nθ, by iteration."""
+    a, order = 1 - TICK * rate, torch.pi * torch.arange(1, STEPS + 1, dtype=torch.float64)
+    angle = order / (STEPS + 1)
+    for _ in range(50):
+        angle = (order - torch.atan2(a * angle.sin(), 1 - a * angle.cos())) / (STEPS + 1)
+    return TICK / (1 + a**2 - 2 * a * angle.cos()).sqrt()
