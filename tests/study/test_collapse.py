@@ -120,6 +120,21 @@ def test_what_the_measures_do_not_depend_on():
     assert all_of(*twice)[:4] == pytest.approx(before[:4])  # each class counts once
 
 
+@pytest.mark.parametrize("separation", [1.0, 1e-3, 1e-6])
+@pytest.mark.parametrize("shift", [1.0, 1000.0])
+def test_means_that_lie_close_together_far_from_the_origin(separation, shift):
+    """The rounding of the means is no direction in which classes differ, however small their spread is beside it."""
+    h, labels = noisy(classes=5, features=64, each=20)
+    offset = shift * (2 * torch.rand(64, dtype=F64, generator=torch.Generator().manual_seed(0)) - 1)
+    found = neural_collapse(offset + separation * h, labels)
+    assert list(astuple(found)[:3]) == pytest.approx(list(astuple(neural_collapse(h, labels))[:3]), rel=1e-5)
+
+
+def test_equal_means_far_from_the_origin_are_no_collapse():
+    h = 1000.1 + torch.tensor([[1.0], [-1.0], [1.0], [-1.0], [0.1], [-0.1]], dtype=F64) @ randn(1, 7, seed=0)
+    assert neural_collapse(h, torch.tensor([0, 0, 1, 1, 2, 2])).nc1 == math.inf
+
+
 def test_more_noise_is_less_collapse():
     h, labels = collapsed()
     noise = randn(*h.shape, seed=2)

@@ -21,7 +21,8 @@ class NeuralCollapse:
 
     Args:
         nc1: tr(Σ_W Σ_B⁺) / C, within-class variability: Σ_W the mean over classes of the covariance within, Σ_B the
-            mean of m_c m_cᵀ, Σ_B⁺ its pseudo-inverse; inf if all class means are the same, and then the angles are NaN.
+            mean of m_c m_cᵀ, Σ_B⁺ its pseudo-inverse; inf if all class means are the same, to the rounding of μ_c, and
+            then the angles mean nothing (NaN if they are the same to the last bit).
         nc2_norms: std_c ‖m_c‖ / mean_c ‖m_c‖, how unequal the lengths are.
         nc2_angles: mean over pairs c ≠ c' of |cos(m_c, m_c') + 1 / (C − 1)|, how far from the widest equal angles.
         nc3: ‖W / ‖W‖_F − M / ‖M‖_F‖²_F with M = (m_c) `[C, F]`, how far the classifier is from the class means, between
@@ -77,7 +78,7 @@ def neural_collapse(
     cosines = (centred @ centred.mT) / norms.outer(norms)
     apart = ~torch.eye(count, dtype=torch.bool, device=h.device)
     return NeuralCollapse(
-        nc1=_variability(h - means[labels], labels, centred),
+        nc1=_variability(h - means[labels], labels, means),
         nc2_norms=float(norms.std(correction=0) / norms.mean()),
         nc2_angles=float((cosines[apart] + 1 / (count - 1)).abs().mean()),
         nc3=_distance(weight, centred),
@@ -138,15 +139,17 @@ def _unbiased(X: Tensor, Y: Tensor) -> float:
     return _inner(X, Y) - N / (N - 2) * float(x @ y) + float(x.sum() * y.sum()) / ((N - 1) * (N - 2))
 
 
-def _variability(deviations: Tensor, labels: Tensor, centred: Tensor) -> float:
+def _variability(deviations: Tensor, labels: Tensor, means: Tensor) -> float:
     """tr(Σ_W Σ_B⁺) / C."""
-    C = len(centred)
+    C = len(means)
     sizes = torch.bincount(labels, minlength=C).to(deviations)
     rows = deviations / (C * sizes[labels]).sqrt().unsqueeze(1)  # Σ_W = rowsᵀ rows
-    _, values, axes = torch.linalg.svd(centred / C**0.5, full_matrices=False)  # Σ_B = axesᵀ values² axes
-    if not float(values[0]) > 0:
+    between = (means - means.mean(0)) / C**0.5
+    _, values, axes = torch.linalg.svd(between, full_matrices=False)  # Σ_B = axesᵀ values² axes
+    rounding = torch.finfo(means.dtype).eps * float(torch.linalg.matrix_norm(means)) / C**0.5  # grows with a shift
+    kept = values > max(means.shape) * rounding
+    if not bool(kept.any()):
         return float("inf")
-    kept = values > values[0] * max(centred.shape) * torch.finfo(values.dtype).eps
     return float((rows @ axes[kept].mT / values[kept]).square().sum()) / C
 
 
