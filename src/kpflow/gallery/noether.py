@@ -1,20 +1,23 @@
 """A network with symmetries, whose charges gradient flow conserves and finite steps move by a known law."""
 
 import itertools
+from collections.abc import Mapping
 from typing import NamedTuple, final
 
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
+from kpflow.estimate import spectrum
 from kpflow.flow import Charges, find_charges
+from kpflow.operators import Dense, Gram
 from kpflow.spaces import Space
 
 from .draws import normal
 from .entry import Check, Entry, Panel, curve, formula, identity, pair, points
 from .exponents import exponent
 from .flows import rk4
-from .students import output_jacobian
+from .students import map_jacobian
 
 __all__ = ["Noether"]
 
@@ -32,6 +35,7 @@ class System(NamedTuple):
     classes: Tensor  # [64]
     start: Tensor  # [P]
     factors: Tensor  # [P]
+    pull: float  # ĝ
 
     def force(self, theta: Tensor) -> Tensor:
         """Gradient of the mean cross entropy."""
@@ -50,7 +54,7 @@ class Observed(NamedTuple):
     heavy: Tensor  # [t], by how much a heavy ball misses its law, over its largest term
     orbit: float  # ‖w‖⁴
     found: Charges
-    jacobian: Tensor  # at the start
+    jacobians: Tensor  # [2, 192, P], at the start and after descent
 
 
 @final
@@ -85,20 +89,20 @@ class Noether(Entry[System, Observed, Predicted]):
         inputs, start, teacher = (normal(generator, *shape) for shape in ((64, 6), (93,), (6, 3)))
         factors = torch.ones(93, dtype=torch.float64)
         factors[48:72] = 0.9 if broken else 1.0  # of W₂
-        return System(inputs, (inputs @ teacher).argmax(dim=1), 0.5 * start, factors)
+        pull = 0.5 + float(torch.rand((), generator=generator))
+        return System(inputs, (inputs @ teacher).argmax(dim=1), 0.5 * start, factors, pull)
 
     def run(self, system: System) -> Observed:
         path, forces = _descend(system, RATE, 500)
-        model = Symmetric(system.start)
         return Observed(
             rk4(lambda theta: -system.force(theta), system.start, 0.02, 250, every=25),
             path,
             forces,
             [_gap_of_integral(*_descend(system, step, round(8 / step)), step) for step in STEPS],
             _heavy_ball(system),
-            _orbit(),
-            find_charges(model, system.inputs, points=6),
-            output_jacobian(model, system.inputs),
+            _orbit(system),
+            find_charges(Symmetric(system.start), system.inputs, points=6),
+            torch.stack([map_jacobian(_outputs, system.inputs, {"theta": theta}) for theta in path[[0, -1]]]),
         )
 
     def predict(self, system: System) -> Predicted:
@@ -110,7 +114,7 @@ class Noether(Entry[System, Observed, Predicted]):
         shifts[9, 90:] = 1.0
         charges = Charges(scalings, shifts, torch.zeros(0).double(), Space.of((93,), ("parameter",)))
         # softmax also forgets a shift of W₂'s column of every unit; of w's rows too, by 5 directions without a charge
-        return Predicted(charges, RATE / (2 * DECAY - RATE * DECAY**2), 10 + 8, 18 + 5)
+        return Predicted(charges, RATE * system.pull**2 / (2 * DECAY - RATE * DECAY**2), 10 + 8, 18 + 5)
 
     def check(self, system: System, observed: Observed, predicted: Predicted) -> list[Check]:
         charges, found, start, force = predicted.charges, observed.found, system.start, observed.forces[0]
@@ -118,7 +122,7 @@ class Noether(Entry[System, Observed, Predicted]):
         written = torch.cat([charges.scalings, charges.shifts], dim=1)
         basis = torch.linalg.qr(torch.cat([found.scalings, found.shifts], dim=1).mT).Q
         found_law, found_path = _law(observed, found), found.values(observed.descent)
-        null = torch.linalg.svdvals(observed.jacobian)
+        nulls = [int((values < 1e-10).sum()) for values in _spectra(observed)]
         return [
             identity.close("⟨ξ, ∂L/∂θ⟩ vanishes", 0.0, charges.generators(start) @ force, 1e-14),
             identity.close("charges under gradient flow", conserved[:1], conserved, 1e-5),
@@ -129,9 +133,10 @@ class Noether(Entry[System, Observed, Predicted]):
             formula.close("‖w‖⁴ where steps and decay balance", predicted.orbit, observed.orbit, 1e-12, relative=True),
             identity.close("charges found as null vectors of J", predicted.number, len(found), 0.0),
             identity.close("those written down are among them", 0.0, written - written @ basis @ basis.mT, 1e-9),
-            identity.close("J ξ of all", 0.0, observed.jacobian @ found.generators(start).mT, 1e-10),
+            identity.close("J ξ of all", 0.0, observed.jacobians[0] @ found.generators(start).mT, 1e-10),
             identity.close("all of them after 500 steps with decay", found_law, found_path, 1e-11),
-            identity.close("null directions of JᵀJ", predicted.nulls, 93 - int((null > 1e-5).sum()), 0.0),
+            identity.close("null directions of JᵀJ", predicted.nulls, nulls[0], 0.0),
+            identity.at_least("and after descent, where units may be silent", predicted.nulls, nulls[1]),
         ]
 
     def panels(self, system: System, observed: Observed, predicted: Predicted) -> tuple[Panel, Panel]:
@@ -139,12 +144,16 @@ class Noether(Entry[System, Observed, Predicted]):
         path = predicted.charges.values(observed.descent)
         rows = {"‖w‖²": 8, "‖W₁₁‖² − ‖W₂₁‖²": 0, "‖W₁₂‖² − ‖W₂₂‖²": 1, "Σ b": 9}
         laws = [pair(label, steps, law[:, i], path[:, i], g, every=20) for g, (label, i) in enumerate(rows.items())]
-        spectrum = torch.linalg.eigvalsh(observed.jacobian.mT @ observed.jacobian).flip(0)
-        shown = points("", torch.arange(1, 94), spectrum.clamp_min(1e-18))
-        border = curve(f"{predicted.nulls} null directions", [93.5 - predicted.nulls] * 2, [1e-18, 1e2], group=1)
+        shown = [
+            points(label, range(1, 94), values.clamp_min(1e-18), group=group)
+            for group, (label, values) in enumerate(
+                zip(("at the start", "after descent"), _spectra(observed), strict=True)
+            )
+        ]
+        border = curve(f"{predicted.nulls} null directions", [93.5 - predicted.nulls] * 2, [1e-18, 1e2], group=2)
         return (
             Panel.of("Charges under steps and decay, on their exact law", "step", "charge", *itertools.chain(*laws)),
-            Panel.of("Spectrum of JᵀJ: charges are its null vectors", "number", "eigenvalue", shown, border, log="y"),
+            Panel.of("Spectrum of JᵀJ: charges are its null vectors", "number", "eigenvalue", *shown, border, log="y"),
         )
 
 
@@ -157,7 +166,16 @@ class Symmetric(nn.Module):
         self.theta = nn.Parameter(theta.clone())
 
     def forward(self, inputs: Tensor) -> Tensor:
-        return _logits(self.theta, inputs).log_softmax(dim=1)
+        return _outputs(inputs, {"theta": self.theta})
+
+
+def _outputs(inputs: Tensor, parameters: Mapping[str, Tensor]) -> Tensor:
+    return _logits(parameters["theta"], inputs).log_softmax(dim=1)
+
+
+def _spectra(observed: Observed) -> list[Tensor]:
+    """Of JᵀJ."""
+    return [spectrum(Gram(Dense(J.mT))) for J in observed.jacobians]
 
 
 def _logits(theta: Tensor, inputs: Tensor) -> Tensor:
@@ -203,9 +221,9 @@ def _heavy_ball(system: System, rate: float = 2e-3) -> Tensor:
     return (0.95 * rate * second + 0.1 * first + decaying - 1.9 * rate * speed) / decaying.max()
 
 
-def _orbit() -> float:
-    """‖w‖⁴ at rest under a gradient of size 1/‖w‖ across w, as of a loss that forgets the length of w."""
-    w = 0.5 + 0j
+def _orbit(system: System) -> float:
+    """‖w‖⁴ at rest under a gradient of size ĝ/‖w‖ across w, that of the loss ĝ arg w, which forgets the length of w."""
+    w = complex(*system.start[NORM][:2].tolist())
     for _ in range(3000):
-        w = (1 - RATE * DECAY) * w - RATE * 1j * w / abs(w) ** 2
+        w = (1 - RATE * DECAY) * w - RATE * system.pull * 1j * w / abs(w) ** 2
     return abs(w) ** 4
