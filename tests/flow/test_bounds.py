@@ -173,8 +173,9 @@ def test_bad_arguments(monkeypatch):
     for wrong in ((2.0, 1.0), (1.0,), (-1.0, 1.0), (0.0, 0.0), (math.nan, 1.0)):
         with pytest.raises(ValueError, match=r"`singular_values` must be σ_min\(P\) ≤ σ_max\(P\), not negative; got"):
             rank_bounds(lin, wrong)
-    with pytest.raises(ValueError, match=r"`tol` must be a positive number; got 0"):
-        rank_bounds(lin, tol=0.0)
+    for tol in (0.0, 1.0, math.nan):
+        with pytest.raises(ValueError, match=f"`tol` must be a number between 0 and 1, both excluded; got {tol}"):
+            rank_bounds(lin, tol=tol)
     with pytest.raises(ValueError, match=r"`axes` must be different ones of trial, time, unit; got none"):
         rank_bounds(lin).along()
     with pytest.raises(ValueError, match=r"`axes` must be different ones of .*; got unit, unit"):

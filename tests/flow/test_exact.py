@@ -193,6 +193,12 @@ def test_norm_and_spectrum_of_k_by_structure_unless_gates_mix_units():
     assert kp.Ntk(linearised("GRU-1")).structure.spectrum() is None
 
 
+def test_exact_quantities_can_be_computed_again():
+    structure = kp.ParameterKernel(linearised("GRU-1")).structure
+    for found in (structure.squared_norm(), structure.spectrum()):
+        torch.testing.assert_close(torch.as_tensor(found.compute()), torch.as_tensor(found.compute()))
+
+
 def test_what_float32_can_hardly_hold():
     """Features of 1e-23, whose squares float32 does not have."""
     model = nn.LSTM(3, 5, bias=False, batch_first=True).float()

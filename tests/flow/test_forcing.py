@@ -110,6 +110,21 @@ def test_the_bound_holds_above_the_strict_strength():
     assert found.bound(0.5 * found.strict) == math.inf
 
 
+def test_units_that_are_all_silent_pass_nothing_on():
+    rnn = nn.RNN(1, 3, batch_first=True, nonlinearity="relu", dtype=F64)
+    inputs = torch.ones(2, 5, 1, dtype=F64)
+    with torch.no_grad():
+        for weight in rnn.parameters():
+            weight.fill_(0.5)
+        inputs[0] = -10.0  # the first trial is silent, the second is not
+    found = forcing(kp.linearise(rnn, inputs))
+    assert found.growth[0] == -math.inf
+    assert found.growth[1] == pytest.approx(math.log(1.5))
+    assert (found.critical, found.geometric) == (0.0, 0.0)
+    assert found.strict == pytest.approx(1 / 3)
+    assert forcing(kp.linearise(rnn, inputs[:1])).strict == 0.0
+
+
 @pytest.mark.parametrize("strength", [-0.1, 1.1, float("nan")])
 def test_a_strength_outside_is_refused(lin, strength):
     with pytest.raises(ValueError, match="`strength` must be a number between 0 and 1"):

@@ -96,6 +96,16 @@ def test_the_first_core_is_known_at_any_width(deviations):
     assert max(map(root_mean_square, deviations["first"])) < 1e-14
 
 
+def test_expectations_keep_all_digits_near_the_diagonal():
+    variances = torch.rand(200, generator=torch.Generator().manual_seed(0)).add(0.1)
+    for dtype, tolerance in ((torch.float32, 1e-7), (F64, 1e-16)):
+        _, slopes = expectations("relu", variances.to(dtype).diag_embed() + 0.01)
+        assert float((slopes.diagonal() - 0.5).abs().max()) <= tolerance
+    for size in (1e4, 1e8):
+        _, slopes = expectations("erf", torch.full((1, 1), size))
+        assert float(slopes) == pytest.approx((4 / math.pi) / math.sqrt(1 + 4 * size), rel=1e-6)
+
+
 @pytest.mark.parametrize("nonlinearity", ["relu", "erf"])
 def test_expectations_are_those_of_gaussians(nonlinearity):
     covariance = torch.tensor([[1.3, 0.4], [0.4, 0.7]], dtype=F64)

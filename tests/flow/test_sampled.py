@@ -133,6 +133,18 @@ def test_gates_with_equal_slopes_are_one_and_features_are_compressed():
     assert [site.features.shape[2] for site in gram.sites] == [7, 7, 5, 3]
 
 
+def test_sites_that_see_nothing():
+    """Inputs of zero, of which the input weights see nothing, and no bias."""
+    model = nn.GRU(2, 3, batch_first=True, bias=False, dtype=torch.float64)
+    h0 = torch.ones(1, 2, 3, dtype=torch.float64)
+    lin = kp.linearise(model, torch.zeros(2, 4, 2, dtype=torch.float64), initial=h0)
+    probes = torch.randn(3, *lin.space.shape, dtype=torch.float64, generator=_seeded())
+    flat = probes.flatten(1)
+    expected = flat @ to_dense(kp.Ntk(lin)) @ flat.mT
+    torch.testing.assert_close(grams(kp.Ntk(lin), probes, probes).sum((1, 3)), expected)
+    assert kp.flow.cores(lin)["weight_ih_l0.new"].effective_rank == 0.0
+
+
 @pytest.mark.parametrize("scale", [2.0**-70, 2.0**60])
 def test_scales_beyond_float32(scale):
     """Slopes and features so small or large that products of float32 would be 0 or inf."""

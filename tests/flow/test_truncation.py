@@ -276,6 +276,26 @@ def test_a_kink_holds_where_one_more_point_would_push_back():
     assert (-1.0, "repelling") in [(found.shift, found.kind) for found in repelled]
 
 
+@pytest.mark.parametrize("seed", range(40))
+def test_every_limit_is_an_equilibrium_with_ties_too(seed):
+    generator = torch.Generator().manual_seed(seed)
+    points, targets = (torch.randint(-2, 3, (4, 1), generator=generator).double() for _ in range(2))
+    rest = equilibria(points, targets)
+    for start in torch.linspace(-3.3, 3.3, 23).double():
+        flow = bias_flow(points, targets, start.reshape(1))
+        end, limit = flow.courses[0].end, float(flow.limit)
+        attracting = [found.shift for found in rest if found.kind in ("node", "kink")]
+        if end == "untruncated":
+            assert limit >= rest[0].shift - 1e-12
+        else:
+            assert min(abs(shift - limit) for shift in attracting) < 1e-12
+
+
+def test_a_rotation_in_float32_is_orthogonal_to_its_rounding():
+    turn = orthogonal(4, 0)
+    near(aligned_map(noise(5, 4), torch.zeros(4), turn.float()), aligned_map(noise(5, 4), torch.zeros(4), turn), 1e-6)
+
+
 # Refusals.
 
 I2, X2 = torch.eye(2), torch.ones(3, 2)
@@ -348,7 +368,10 @@ GOOD = ([I2, I2], [torch.zeros(2), torch.zeros(2)])
             ValueError,
             "`scales` must be 2 positive numbers",
         ),
-        (lambda: bias_flow(X2, X2[0], torch.zeros(2)).at([-1.0]), ValueError, "`times` must be at least 0; got -1.0"),
+        (lambda: bias_flow(X2, X2[0], X2[0]).at([-1.0]), ValueError, "`times` must be at least 0 and finite; got -1.0"),
+        (lambda: bias_flow(X2, X2[0], X2[0]).at([math.inf]), ValueError, "got inf. At infinity there is `limit`"),
+        (lambda: aligned_map(X2, torch.zeros(1), I2), ValueError, r"`shift` must have shape \(2,\)"),
+        (lambda: aligned_map(X2, X2[0], 2 * I2), ValueError, "`rotation` must be orthogonal; R Rᵀ misses I by 3"),
         (lambda: effective_gradient(X2, X2[0], torch.zeros(3)), ValueError, r"`shifts` must have shape \(L, 2\)"),
         (
             lambda: effective_gradient(X2, X2[0], torch.zeros(2), torch.stack([I2, I2])),

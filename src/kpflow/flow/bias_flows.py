@@ -12,36 +12,9 @@ from torch import Tensor
 
 from kpflow._checks import check_finite, check_tensor
 
-from .truncation_maps import check_clusters, check_points
+from .truncation_maps import check_clusters, check_points, check_rotation, check_shift
 
-__all__ = ["BiasFlow", "Course", "Equilibrium", "bias_flow", "check_rotation", "check_shift", "equilibria", "goals"]
-
-ORTHOGONAL = 1e-8
-"""The most that an entry of R Rᵀ − I may be."""
-
-
-def check_rotation(rotation: Any, width: int, name: str = "rotation") -> Float[Tensor, "Q Q"]:
-    """R in float64, the identity if it is None."""
-    if rotation is None:
-        return torch.eye(width, dtype=torch.float64)
-    matrix = check_tensor(name, rotation).detach().double()
-    if tuple(matrix.shape) != (width, width):
-        raise ValueError(f"`{name}` must have shape ({width}, {width}), as the points; got {tuple(matrix.shape)}.")
-    miss = float((matrix @ matrix.mT - torch.eye(width, dtype=torch.float64)).abs().max())
-    if not miss <= ORTHOGONAL:
-        raise ValueError(
-            f"`{name}` must be orthogonal; R Rᵀ misses I by {miss:.2g}. Of a weight, take aligned_frame(W).rotation."
-        )
-    return matrix
-
-
-def check_shift(shift: Any, width: int) -> Float[Tensor, " Q"]:
-    """β in float64."""
-    given = check_tensor("shift", shift).detach().double()
-    if tuple(given.shape) != (width,):
-        raise ValueError(f"`shift` must have shape ({width},), β of one layer; got {tuple(given.shape)}.")
-    check_finite("shift", given, ("coordinate",))
-    return given
+__all__ = ["BiasFlow", "Course", "Equilibrium", "bias_flow", "equilibria", "goals"]
 
 
 def goals(targets: Any, clusters: Any, points: Tensor) -> Float[Tensor, "N Q"]:
@@ -125,7 +98,7 @@ class BiasFlow:
         """β at some times ≥ 0.
 
         Raises:
-            ValueError: A time is negative.
+            ValueError: A time is negative or not finite.
         """
         return self._table(times, Course.at) @ self.rotation
 
@@ -133,7 +106,7 @@ class BiasFlow:
         """n_k / N at some times ≥ 0.
 
         Raises:
-            ValueError: A time is negative.
+            ValueError: A time is negative or not finite.
         """
         return self._table(times, Course.count_at) / self.total
 
@@ -157,8 +130,9 @@ class BiasFlow:
 
     def _table(self, times: Sequence[float] | Tensor, of: Any) -> Tensor:
         asked = [float(time) for time in times]
-        if not all(time >= 0 for time in asked):
-            raise ValueError(f"`times` must be at least 0; got {min(asked)}.")
+        for time in asked:
+            if not 0 <= time < math.inf:
+                raise ValueError(f"`times` must be at least 0 and finite; got {time}. At infinity there is `limit`.")
         return torch.tensor([[of(course, time) for course in self.courses] for time in asked], dtype=torch.float64)
 
 
@@ -260,7 +234,9 @@ class Equilibrium:
         shift: β̂_k.
         count: n_k there; of a kink, of its far side.
         kind: "node", attracting, at minus the mean target of n_k points; "kink", attracting, at minus the coordinate of
-            a point; "repelling", there too; "untruncated", all β̂_k ≥ `shift`, where no point is cut off.
+            a point; "repelling", there too; "untruncated", all β̂_k ≥ `shift`, where no point is cut off. Where a mean
+            target is the coordinate of a point too, the two sides differ: node from one, kink or repelling from the
+            other, and one of them is named.
     """
 
     coordinate: int
@@ -308,11 +284,11 @@ def _resting(coordinate: int, points: list[float], targets: list[float]) -> list
         below, count = bisect.bisect_left(points, knot), bisect.bisect_right(points, knot)
         before = sum(targets[:below]) - below * knot
         beyond = sum(targets[:count]) - count * knot
-        if below and before > 0 > beyond:
+        if below and before > 0 >= beyond:
             result.append(Equilibrium(coordinate, -knot, count, "kink"))
         if below and before < 0 < beyond:
             result.append(Equilibrium(coordinate, -knot, below, "repelling"))
         level = sum(targets[:count]) / count
-        if knot < level <= after:
+        if (beyond > 0 and level <= after) or (beyond == 0 and not (below and before >= 0)):
             result.append(Equilibrium(coordinate, -level, count, "node"))
     return result

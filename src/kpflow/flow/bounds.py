@@ -9,7 +9,6 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from kpflow._checks import check_positive
 from kpflow.operators.convert import to_dense
 from kpflow.states import Linearisation
 
@@ -145,11 +144,12 @@ def rank_bounds(
         singular_values: σ_min(P) and σ_max(P), or a lower and an upper bound of them, e.g.
             1 / `estimate.operator_norm(P.inverse)` and `estimate.operator_norm(P)`; those estimates approach σ_max from
             below. None for 0 and ∞, which leaves what K alone implies.
-        tol: Eigenvalues of K below `tol` times the largest are zero; n_S times the rounding error of the dtype if None.
+        tol: Eigenvalues of K below `tol` times the largest are zero; n_S times the rounding error of the dtype if None,
+            but 0.1 at most.
 
     Raises:
-        ValueError: `singular_values` are not two numbers with 0 ≤ σ_min ≤ σ_max, K is zero, or K's spectrum is not
-            known from its structure and the state is too large to form K.
+        ValueError: `singular_values` are not two numbers with 0 ≤ σ_min ≤ σ_max, `tol` is not between 0 and 1, K is
+            zero, or K's spectrum is not known from its structure and the state is too large to form K.
 
     Example:
         >>> import torch, kpflow as kp
@@ -162,8 +162,9 @@ def rank_bounds(
     low, high = _singular_values(singular_values)
     space = linearisation.space
     if tol is None:
-        tol = space.size * torch.finfo(space.dtype).eps
-    check_positive("tol", tol)
+        tol = min(0.1, space.size * torch.finfo(space.dtype).eps)
+    if not 0 < tol < 1:
+        raise ValueError(f"`tol` must be a number between 0 and 1, both excluded; got {tol}.")
     K = ParameterKernel(linearisation)
     spectrum = _spectrum(K)
     if not float(spectrum[0]) > 0:

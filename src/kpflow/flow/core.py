@@ -49,6 +49,7 @@ class Core(abc.ABC):
 
     @property
     def effective_rank(self) -> float:
-        """(tr C)² / ‖C‖_F², the participation ratio of the (uncentred) activity that the weight sees."""
+        """(tr C)² / ‖C‖_F², the participation ratio of the (uncentred) activity that the weight sees; 0 of none."""
         values = self.spectrum
-        return float(values.sum().square() / values.square().sum())
+        total = float(values.sum())
+        return total**2 / float(values.square().sum()) if total else 0.0

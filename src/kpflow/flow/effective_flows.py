@@ -10,9 +10,9 @@ from torch import Tensor
 
 from kpflow._checks import check_finite, check_tensor
 
-from .bias_flows import check_rotation, goals
+from .bias_flows import goals
 from .switched import check_times, switched_flow
-from .truncation_maps import check_points
+from .truncation_maps import check_points, check_rotation
 
 __all__ = ["EffectiveGradient", "EffectivePath", "effective_flow", "effective_gradient"]
 

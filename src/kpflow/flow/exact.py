@@ -168,8 +168,13 @@ class KernelStructure(Structure):
             return None
         product = sum(site.features.numel() * _gate_rows(site) for site in self.sites)
         work = sum(site.slope.shape[4] for site in self.sites) * side * side * (longest + side)
-        grams = (gram for group in groups_of(self.sites) for gram in _unit_grams([_compressed(one) for one in group]))
-        return Exact(work / product, lambda: together([each(gram) for gram in grams]))
+        groups = groups_of(self.sites)
+
+        def compute() -> Value:
+            grams = (gram for group in groups for gram in _unit_grams([_compressed(one) for one in group]))
+            return together([each(gram) for gram in grams])
+
+        return Exact(work / product, compute)
 
     def _diagonal(self) -> Float[Tensor, "B T n"]:
         result = self.space.zeros().double()

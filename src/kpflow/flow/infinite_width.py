@@ -50,14 +50,22 @@ def expectations(
             f"`covariance` must have a positive diagonal; its least entry is {float(variances.min()):.3g}. Inputs that "
             "are zero need a bias."
         )
-    if nonlinearity == "erf":
-        sizes = (1 + 2 * variances).sqrt()
-        outer = sizes[..., :, None] * sizes[..., None, :]
-        values = (2 * covariance / outer).clamp(-1, 1).asin() * (2 / math.pi)
-        return values, (4 / math.pi) / (outer.square() - 4 * covariance.square()).sqrt()
+    values, slopes = (_erf if nonlinearity == "erf" else _relu)(covariance.double(), variances.double())
+    return values.to(covariance.dtype), slopes.to(covariance.dtype)
+
+
+def _erf(covariance: Tensor, variances: Tensor) -> tuple[Tensor, Tensor]:
+    sizes = (1 + 2 * variances).sqrt()
+    outer = sizes[..., :, None] * sizes[..., None, :]
+    values = (2 * covariance / outer).clamp(-1, 1).asin() * (2 / math.pi)
+    return values, (4 / math.pi) / ((outer - 2 * covariance) * (outer + 2 * covariance)).sqrt()
+
+
+def _relu(covariance: Tensor, variances: Tensor) -> tuple[Tensor, Tensor]:
     sizes = variances.sqrt()
     outer = sizes[..., :, None] * sizes[..., None, :]
-    angle = (covariance / outer).clamp(-1, 1).acos()
+    same = torch.eye(covariance.shape[-1], dtype=torch.bool, device=covariance.device)
+    angle = (covariance / outer).clamp(-1, 1).acos().masked_fill(same, 0.0)  # acos loses half the digits at 1
     values = outer * (angle.sin() + (math.pi - angle) * angle.cos()) / (2 * math.pi)
     return values, (math.pi - angle) / (2 * math.pi)
 

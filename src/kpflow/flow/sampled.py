@@ -153,7 +153,7 @@ def _compressed(features: Float[Tensor, "B T F"]) -> Float[Tensor, "B T R"]:
     wide = features.double().flatten(0, 1)
     values, vectors = torch.linalg.eigh(wide.mT @ wide)
     kept = values > 4 * torch.finfo(features.dtype).eps * values[-1]
-    if bool(kept.all()):
+    if bool(kept.all()) or not bool(kept.any()):  # all of them, or all zero
         return features
     return (wide @ vectors[:, kept]).to(features.dtype).view(*features.shape[:2], -1)
 

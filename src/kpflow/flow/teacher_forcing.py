@@ -62,7 +62,8 @@ class Forcing:
 
     Args:
         norms: σ_t = ‖A_t‖ of the steps after the first, shape `[B, T − 1]`, float64.
-        growth: ln‖A_{T−1} … A_1‖ / (T − 1) of each trial, shape `[B]`: its largest finite-time Lyapunov exponent.
+        growth: ln‖A_{T−1} … A_1‖ / (T − 1) of each trial, shape `[B]`: its largest finite-time Lyapunov exponent; −∞
+            where nothing of a perturbation is left.
     """
 
     norms: Float[Tensor, "B S"]
@@ -81,7 +82,8 @@ class Forcing:
     @property
     def strict(self) -> float:
         """1 − 1/max σ_t: no product of the forced Jacobians exceeds one."""
-        return max(0.0, 1 - 1 / float(self.norms.max()))
+        largest = float(self.norms.max())
+        return 1 - 1 / largest if largest > 1 else 0.0
 
     def bound(self, strength: float) -> float:
         """1 / (1 − (1−α) max σ), which ‖P‖ does not exceed; inf below `strict`."""
@@ -125,5 +127,5 @@ def forcing(linearisation: Linearisation) -> Forcing:
     for step in range(steps - 1):
         product = jacobians[:, step] @ product if step else product
         size = torch.linalg.matrix_norm(product, ord=2)
-        growth, product = growth + size.log(), product / size[:, None, None]
+        growth, product = growth + size.log(), product / torch.where(size > 0, size, 1.0)[:, None, None]
     return Forcing(norms.cpu(), (growth / (steps - 1)).cpu())

@@ -17,11 +17,17 @@ __all__ = [
     "aligned_map",
     "check_clusters",
     "check_points",
+    "check_rotation",
+    "check_shift",
     "collapse",
     "truncated_data",
     "truncated_fractions",
     "truncation_map",
 ]
+
+
+ORTHOGONAL = 1e-8
+"""The most that an entry of R Rᵀ − I may be, beside the rounding of R's own dtype."""
 
 
 def check_points(points: Any, width: int | None = None) -> Float[Tensor, "N Q"]:
@@ -49,6 +55,32 @@ def check_clusters(clusters: Any, count: int) -> Tensor:
             f"{tuple(clusters.shape)}, least {int(clusters.min()) if clusters.numel() else None}."
         )
     return clusters.long()
+
+
+def check_rotation(rotation: Any, width: int, name: str = "rotation") -> Float[Tensor, "Q Q"]:
+    """R in float64, the identity if it is None."""
+    if rotation is None:
+        return torch.eye(width, dtype=torch.float64)
+    given = check_tensor(name, rotation).detach()
+    matrix = given.double()
+    if tuple(matrix.shape) != (width, width):
+        raise ValueError(f"`{name}` must have shape ({width}, {width}), as the points; got {tuple(matrix.shape)}.")
+    miss = float((matrix @ matrix.mT - torch.eye(width, dtype=torch.float64)).abs().max())
+    if not miss <= max(ORTHOGONAL, 10 * width * torch.finfo(given.dtype).eps):
+        raise ValueError(
+            f"`{name}` must be orthogonal; R Rᵀ misses I by {miss:.2g}. Of a weight, take aligned_frame(W).rotation."
+        )
+    left, _, right = torch.linalg.svd(matrix)  # the nearest that is orthogonal to rounding of float64
+    return left @ right
+
+
+def check_shift(shift: Any, width: int) -> Float[Tensor, " Q"]:
+    """β in float64."""
+    given = check_tensor("shift", shift).detach().double()
+    if tuple(given.shape) != (width,):
+        raise ValueError(f"`shift` must have shape ({width},), β of one layer; got {tuple(given.shape)}.")
+    check_finite("shift", given, ("coordinate",))
+    return given
 
 
 def truncation_map(points: Tensor, weight: Tensor, bias: Tensor, *, least_squares: bool = False) -> Tensor:
@@ -112,11 +144,17 @@ def aligned_map(points: Tensor, shift: Tensor, rotation: Tensor) -> Tensor:
         shift: β, shape `[Q]`.
         rotation: R, orthogonal, shape `[Q, Q]`.
 
+    Raises:
+        TypeError: An argument is no floating-point tensor.
+        ValueError: `points` or `shift` are not finite, a shape does not fit, or `rotation` is not orthogonal.
+
     Example:
         >>> aligned_map(torch.tensor([[1.0, -3.0]]).double(), torch.tensor([0.0, 1.0]).double(), torch.eye(2).double())
         tensor([[ 1., -1.]], dtype=torch.float64)
     """
-    return points + (-((points + shift) @ rotation.mT)).relu() @ rotation
+    given = check_points(points)
+    turn, apex = check_rotation(rotation, given.shape[1]), check_shift(shift, given.shape[1])
+    return given + (-((given + apex) @ turn.mT)).relu() @ turn
 
 
 @final
