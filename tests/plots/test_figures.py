@@ -28,6 +28,7 @@ FIGURES = {  # function: (a variable it cannot do without, panels of the full re
     "objective_alignment": ("objective_alignment", 15),
     "objective_course": ("objective_alignment", 7),
     "objective_interference": ("objective_interference", 3),
+    "kernel_movement": ("kernel_alignment", 2),
     "fixed_points": ("fixed_point_position", 3),
     "bifurcations": ("fixed_point_multiplier", 2),
     "lyapunov": ("lyapunov_exponent", 1),
@@ -390,3 +391,17 @@ def test_objectives_need_names(record):
 def test_one_step_is_enough(record):
     for name in FIGURES:
         getattr(plots, name)(record.isel(step=[4])).draw_without_rendering()
+
+
+def test_the_movement_of_the_kernel_is_that_since_the_first_and_the_one_before(record):
+    figure = plots.kernel_movement(record)
+    for axes, name in zip(figure.axes, ("kernel_change", "kernel_alignment"), strict=True):
+        named = [line for line in axes.lines if line.get_label().startswith("since the")]
+        for since, line in enumerate(named):
+            np.testing.assert_array_equal(line.get_ydata(), record[name].values[:, since])
+        assert len(axes.collections) == 2  # bars
+        assert crosses(axes) == [record["step"].values[0], record["step"].values[3]]
+    bare = record.drop_vars(["kernel_change_error", "kernel_alignment_error"])
+    assert not plots.kernel_movement(bare).axes[0].collections
+    with pytest.raises(ValueError, match="must name the checkpoints compared with in a coordinate `since`; got none"):
+        plots.kernel_movement(record.drop_vars("since"))

@@ -50,6 +50,7 @@ def make_record(steps=25, trials=30, times=90, units=128, modes=20, *, seed=0, m
     _add_bias(record, learned, modes)
     _add_trajectories(record, learned, angle, times, rng)
     _add_points(record, learned, rng)
+    _add_movement(record, learned)
     record = _with_representations(_with_objectives(record, learned), learned)
     record["predicted_loss_change"] = "step", -1e-3 * record.loss.values * wobble()
     record["actual_loss_change"] = "step", record.predicted_loss_change.values * (1 - 0.2 * learned) * wobble()
@@ -168,6 +169,17 @@ def _add_points(record, learned, rng, points=6):
     record["event_kind"] = "event", [1, 0], {"names": ["fold", "pitchfork"]}
     record["unresolved_points"] = "step", np.where(np.arange(len(learned)) == after, 2.0, 0.0)
     record.attrs |= {"static_epoch": "memory", "static_input": "fixation 1, cos 0, sin 0"}
+
+
+def _add_movement(record, learned):
+    """A kernel that moves as the loss falls; there is nothing at the first step."""
+    first = 2 * learned - 2 * learned[0]
+    both = np.stack([first, np.diff(first, prepend=np.nan)], axis=1)
+    both[0] = np.nan
+    for name, values in {"change": both, "alignment": 1 - both / 3}.items():
+        record[f"kernel_{name}"] = ("step", "since"), values
+        record[f"kernel_{name}_error"] = ("step", "since"), 0.02 + 0 * values
+    record.coords["since"] = ["first", "previous"]
 
 
 def _with_objectives(record, learned):

@@ -14,6 +14,7 @@ import xarray as xr
 
 from kpflow import report
 from kpflow.plots import PALETTE, Conditions, aligned_trajectories, condition_colours, loss_and_score
+from kpflow.plots.style import step_words
 from kpflow.report import headline, svg, theme, viewer
 from report.records import make_record, small_page, small_record
 
@@ -167,6 +168,14 @@ def test_why_there_is_no_neural_collapse_stands_beside_similarity(record):
     assert words.count("There are no classes.") == 1
     assert "Similarity of the states between checkpoints" in words
     assert "What the states tell apart" not in Elements(report.render(small())).words
+
+
+def test_how_far_the_kernel_moved_is_said_in_numbers(record):
+    words = Elements(report.render(record[["kernel_change", "kernel_alignment", "kernel_change_error"]])).words
+    change = record.kernel_change.values
+    most = int(np.nanargmax(change[:, 1]))
+    assert f"it has changed by {change[-1, 0]:.3f} ± 0.020 of the first" in words
+    assert f"it changed most up to {step_words(record.step.values[most])}, by {change[most, 1]:.2g}." in words
 
 
 def test_classes_and_components_are_said(record):

@@ -13,7 +13,7 @@ from kpflow.states import linearise
 from kpflow.study import Settings, Store, analyse, analyse_folder, read_record, save_checkpoint
 from kpflow.study import intervals as intervals_module
 from kpflow.study.dynamics import WIDTH, Held, held_still
-from kpflow.study.intervals import KINDS, _interpolant, follow_interval, with_events
+from kpflow.study.intervals import KINDS, _interpolant, follow_interval, with_intervals
 from kpflow.study.measures import principal_components
 from kpflow.tasks import FlipFlop, MemoryPro
 
@@ -298,7 +298,7 @@ def test_events_of_other_weights_are_not_mixed_in(tmp_path):
     assert record.sizes["event"] == 0
     record, _ = study(tmp_path, Settings(modes=4, budget=12, starts=0))
     assert "event_step" not in record
-    assert Store(tmp_path / "analysis" / "events").steps() == []
+    assert "event_step" not in Store(tmp_path / "analysis" / "intervals").read()
 
 
 def test_a_step_without_points_leaves_the_others_alone(tmp_path, monkeypatch):
@@ -329,7 +329,7 @@ def test_events_of_all_intervals_come_in_order():
         },
         {"step": [10, 20]},
     )
-    merged = with_events(record, intervals)
+    merged = with_intervals(record, intervals)
     assert merged.event_step.values.tolist() == [3, 7, 15]
     assert merged.event_kind.values.tolist() == [2, 0, 5]
     assert merged.event_since.values.tolist() == [0, 0, 10]

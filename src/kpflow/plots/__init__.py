@@ -8,6 +8,7 @@ from .dynamics import bifurcations, fixed_points, lyapunov
 from .eigenvalues import spectra
 from .entries import entry_figure
 from .leading import ntk_modes
+from .movement import kernel_movement
 from .objectives import objective_alignment, objective_course, objective_interference
 from .paths import aligned_trajectories, trajectories
 from .ranks import effective_ranks, rank_bounds
@@ -35,6 +36,7 @@ __all__ = [
     "effective_ranks",
     "entry_figure",
     "fixed_points",
+    "kernel_movement",
     "loss_and_score",
     "loss_change",
     "lyapunov",

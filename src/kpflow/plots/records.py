@@ -65,6 +65,7 @@ SCHEMA: dict[str, tuple[str, ...]] = {
         for name in ("size", "alignment")
         for suffix in ("", "_error")
     },
+    **{f"kernel_{name}{suffix}": ("step", "since") for name in ("change", "alignment") for suffix in ("", "_error")},
     "predicted_loss_change": ("step",),
     "actual_loss_change": ("step",),
 }

@@ -6,14 +6,16 @@ from collections.abc import Callable
 import xarray as xr
 
 from kpflow.plots.records import has
+from kpflow.plots.style import step_words
 
-from .headline import settings_of
+from .headline import number, settings_of
 
 __all__ = [
     "allowed",
     "classes",
     "components",
     "learning_rate",
+    "movement",
     "objectives",
     "search",
     "shares",
@@ -100,6 +102,23 @@ def unresolved(record: xr.Dataset) -> str:
 def classes(record: xr.Dataset) -> str:
     """The condition whose values are the classes."""
     return f" Classes: {record.attrs['classes']}." if "classes" in record.attrs else ""
+
+
+def movement(record: xr.Dataset) -> str:
+    """How far the NTK is from the first in the end, and between which checkpoints it moved most."""
+    if not {"first", "previous"} <= set(map(str, record["since"].values)):
+        return ""
+    known = record.sortby("step").dropna("step", how="all", subset=["kernel_change"])
+    change, steps = known["kernel_change"], known["step"].values
+    first, cosine = (float(known[name].sel(since="first")[-1]) for name in ("kernel_change", "kernel_alignment"))
+    error = float(known["kernel_change_error"].sel(since="first")[-1]) if "kernel_change_error" in known else math.nan
+    between = change.sel(since="previous").fillna(0).values
+    most = int(between.argmax())
+    return (
+        f" At {step_words(steps[-1])} it has changed by {number(first, error)} of the first, to which its cosine is "
+        f"{cosine:.2g}; from one checkpoint to the next it changed most up to {step_words(steps[most])}, by "
+        f"{float(between[most]):.2g}."
+    )
 
 
 def objectives(record: xr.Dataset) -> str:

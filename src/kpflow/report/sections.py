@@ -61,6 +61,17 @@ SECTIONS = (
                 "learn.",
                 any_of=True,
             ),
+            Plot(
+                "kernel-movement",
+                "How far the kernel moved",
+                plots.kernel_movement,
+                ("kernel_change", "kernel_alignment"),
+                "The NTK Θ of each checkpoint beside those of the first and of the one before, Θₛ: relative change "
+                "‖Θ − Θₛ‖ / ‖Θₛ‖ in Frobenius norms, and the cosine ⟨Θ, Θₛ⟩ / (‖Θ‖ ‖Θₛ‖), 1 for a kernel that has only "
+                "grown. What the NTK of a checkpoint says of later steps holds for as long as it stays. From products "
+                "of all kernels with the same random probes; bars are one standard error.",
+                note=notes.movement,
+            ),
         ),
     ),
     Section(

@@ -122,10 +122,10 @@ def analyse(
     classes = representations.classes_of(trials, settings.labels)
     several = compared.compare(objectives, task, trials)
     with torch.no_grad():
-        lin = _linearise(model, trials, core)
+        lin = linearised(model, trials, core)
+        response = flow.response(lin, loss, learning_rate=settings.learning_rate)
         if several is not None:
             several.check(_outputs(lin))
-        response = flow.response(lin, loss, learning_rate=settings.learning_rate)
         found = _losses(model, trials, core, lin, response, loss, score)
         effort = {"rtol": settings.rtol, "budget": settings.budget, "seed": settings.seed}
         found |= measures.operator_measures(
@@ -161,7 +161,8 @@ def analyse(
         return with_objectives(record, lin, several, probes=settings.budget, seed=settings.seed)
 
 
-def _linearise(model: nn.Module, trials: Trials, core: str | None) -> Linearisation:
+def linearised(model: nn.Module, trials: Trials, core: str | None) -> Linearisation:
+    """The state equation of a model on trials, each of its own length."""
     whole = bool((trials.length == trials.num_steps).all())
     lengths = None if whole else trials.length
     return linearise(model, trials.inputs, core=core, lengths=lengths, route="recurrent")
@@ -200,7 +201,7 @@ def _losses(
         if name in change:
             parameter.add_(change[name])
     # in float64, for the difference of two nearly equal losses
-    before, after = (float(loss(y.double())) for y in (outputs, _outputs(_linearise(stepped, trials, core))))
+    before, after = (float(loss(y.double())) for y in (outputs, _outputs(linearised(stepped, trials, core))))
     values = {
         "loss": response.loss,
         "score": np.nan if score is None else float(score(outputs)),

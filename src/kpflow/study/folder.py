@@ -16,11 +16,12 @@ from torch import Tensor, nn
 from kpflow import __version__, _checks
 from kpflow.tasks import Task, Trials
 
-from .analysis import Settings, analyse
+from .analysis import Settings, analyse, linearised
 from .checkpoints import Checkpoint, CheckpointFile, list_checkpoints, load_into, read_checkpoint
 from .compared import identity_of
 from .dynamics import held_still
-from .intervals import follow_interval, points_of, with_events
+from .intervals import follow_interval, points_of, with_intervals
+from .movement import Movement
 from .representations import with_similarity
 from .store import Store, key_of
 from .tensors import fingerprint
@@ -33,7 +34,7 @@ __all__ = ["Progress", "analyse_folder", "read_record"]
 class Progress:
     """Where an analysis stands: `done` of `total` checkpoints; `step` is the one that was finished, and how.
 
-    After the checkpoints come the intervals between them, in which fixed points are followed.
+    After the checkpoints come the intervals between them.
 
     Args:
         done: Checkpoints (intervals) that are finished.
@@ -72,8 +73,9 @@ def analyse_folder(
     weights, model, task and settings, are not analysed again; results of other ones stay in the store and are not
     mixed in. Checkpoints with weights that are not finite are skipped, and the attribute `skipped` says so.
 
-    Then fixed points are followed from each step to the next, for the bifurcations on the way; each interval is stored
-    in the same manner, in a store of its own in the folder `events` of the first.
+    Then each step is compared with the one before it and with the first: how far the NTK moved
+    (`kpflow.study.movement`), and, where there are fixed points, which bifurcations they met on the way. Each interval
+    is stored in the same manner, in a store of its own in the folder `intervals` of the first.
 
     Args:
         folder: Where the checkpoints are, of any kind that `list_checkpoints` finds.
@@ -129,14 +131,14 @@ def analyse_folder(
             progress(Progress(done, len(files), file.step, outcome, reason))
     if not keys:
         raise ValueError(f"`{folder}` must hold finite weights; got none: {next(iter(skipped.values()))}")
-    events_of(results).select({})  # those that were selected may belong to other steps
+    intervals_of(results).select({})  # those that were selected may belong to other steps
     results.select(keys)
     study.follow([file for file in files if file.step in keys], keys, progress or (lambda _: None))
     return read_record(results.path).assign_attrs(step_from=files[0].step_from, skipped=json.dumps(skipped))
 
 
 def read_record(path: str | Path) -> xr.Dataset:
-    """The record in a store: all selected steps, the CKA of their states, and the events that were followed so far.
+    """The record in a store: all selected steps, the CKA of their states, and what is known of the intervals so far.
 
     Args:
         path: The folder of the store, such as `analysis` in a folder that was analysed.
@@ -146,13 +148,13 @@ def read_record(path: str | Path) -> xr.Dataset:
         ValueError: As `Store.read`.
     """
     results = Store(path)
-    record, events = with_similarity(results.read()), events_of(results)
-    return with_events(record, events.read()) if events.steps() else record
+    record, intervals = with_similarity(results.read()), intervals_of(results)
+    return with_intervals(record, intervals.read()) if intervals.steps() else record
 
 
-def events_of(results: Store) -> Store:
+def intervals_of(results: Store) -> Store:
     """The store of the intervals between the steps of another."""
-    return Store(results.path / "events")
+    return Store(results.path / "intervals")
 
 
 @final
@@ -195,31 +197,42 @@ class _Study:
     def follow(
         self, files: Sequence[CheckpointFile], keys: Mapping[int, str], progress: Callable[[Progress], None]
     ) -> None:
-        """Follow the fixed points from each step to the next, unless that was done; nothing where there are none."""
-        record, events = self.store.read(), events_of(self.store)
-        if "fixed_point_state" not in record:
-            return
-        events.clean()
+        """Compare each step with the one before it and with the first, unless that was done."""
+        record, intervals = self.store.read(), intervals_of(self.store)
+        intervals.clean()
         selected: dict[int, str] = {}
         pairs = list(itertools.pairwise(files))
-        for done, pair in enumerate(pairs, start=1):
-            first, last = (file.step for file in pair)
-            key = key_of({"from": keys[first]}, keys[last])  # they stand for settings and weights
-            outcome = "found" if events.has(last, key) else "analysed"
+        at = {file.step: file for file in files}
+        movement = Movement(
+            lambda step: linearised(self._model_at(at[step]), self._sample(), self.core),
+            files[0].step,
+            budget=self.settings.budget,
+            seed=self.settings.seed,
+        )
+        for done, (previous, last) in enumerate(pairs, start=1):
+            since = {"first": keys[files[0].step], "from": keys[previous.step]}  # they stand for settings and weights
+            key = key_of(since, keys[last.step])
+            outcome = "found" if intervals.has(last.step, key) else "analysed"
             if outcome == "analysed":
-                events.append(self._interval(pair, record), key)
-            selected[last] = key
-            events.select(selected)
-            progress(Progress(done, len(pairs), last, outcome, part="intervals"))
+                found = movement.between(previous.step, last.step)
+                intervals.append(found.merge(self._events((previous, last), record)), key)
+            selected[last.step] = key
+            intervals.select(selected)
+            progress(Progress(done, len(pairs), last.step, outcome, part="intervals"))
 
-    def _interval(self, pair: tuple[CheckpointFile, CheckpointFile], record: xr.Dataset) -> xr.Dataset:
-        models = [copy.deepcopy(self.model) for _ in pair]
-        for model, file in zip(models, pair, strict=True):
-            load_into(model, read_checkpoint(file.path, trust_pickle=self.trust_pickle))
-        first, last = (held_still(model, self.core, self.task, self._sample()) for model in models)
+    def _events(self, pair: tuple[CheckpointFile, CheckpointFile], record: xr.Dataset) -> xr.Dataset:
+        """The bifurcations between two checkpoints; nothing where no fixed points were searched."""
+        if "fixed_point_state" not in record:
+            return xr.Dataset()
+        first, last = (held_still(self._model_at(file), self.core, self.task, self._sample()) for file in pair)
         steps = (pair[0].step, pair[1].step)
         points = (points_of(record.sel(step=steps[0])), points_of(record.sel(step=steps[1])))
         return follow_interval(first, last, points, steps, time_limit=self.settings.path_seconds)
+
+    def _model_at(self, file: CheckpointFile) -> nn.Module:
+        model = copy.deepcopy(self.model)
+        load_into(model, read_checkpoint(file.path, trust_pickle=self.trust_pickle))
+        return model
 
     def _sample(self) -> Trials:
         dtype = next(parameter.dtype for parameter in self.model.parameters())

@@ -15,7 +15,7 @@ from kpflow.dynamics.parametric import parametric_map
 
 from .dynamics import Held
 
-__all__ = ["KINDS", "follow_interval", "points_of", "with_events"]
+__all__ = ["KINDS", "follow_interval", "points_of", "with_intervals"]
 
 KINDS = (
     "fold",
@@ -29,6 +29,9 @@ KINDS = (
     "border",
 )
 """What the numbers of `event_kind` stand for."""
+
+EVENTS = ("event_step", "event_kind", "event_since")
+"""The variables that are of events, of which an interval has any number."""
 
 WIDTH = 64
 """The most events of one interval that are kept."""
@@ -86,12 +89,18 @@ def follow_interval(
     )
 
 
-def with_events(record: xr.Dataset, intervals: xr.Dataset) -> xr.Dataset:
-    """The record with the events of all intervals on an axis `event`, in order.
+def with_intervals(record: xr.Dataset, intervals: xr.Dataset) -> xr.Dataset:
+    """The record with what is known of its intervals, at the later step of each; NaN at steps without one before them.
 
-    `event_since` and `event_until` are the checkpoints that bracket each; `unresolved_points` is NaN at steps without
-    an interval before them.
+    The events of all are on an axis `event`, in order; `event_since` and `event_until` are the checkpoints that bracket
+    each.
     """
+    at_steps = [name for name in intervals.data_vars if name not in EVENTS]
+    merged = record.merge(intervals[at_steps].reindex(step=record["step"].values))
+    return _with_events(merged, intervals) if "event_step" in intervals else merged
+
+
+def _with_events(record: xr.Dataset, intervals: xr.Dataset) -> xr.Dataset:
     step, slot = np.nonzero(np.isfinite(intervals["event_step"].values))
     at = intervals["event_step"].values[step, slot]
     order = np.argsort(at, kind="stable")
@@ -101,10 +110,9 @@ def with_events(record: xr.Dataset, intervals: xr.Dataset) -> xr.Dataset:
         "event_since": intervals["event_since"].values[step].astype(int),
         "event_until": intervals["step"].values[step],
     }
-    unresolved = intervals["unresolved_points"].reindex(step=record["step"].values)
     merged = record.assign({name: ("event", values[order]) for name, values in columns.items()})
     merged["event_kind"].attrs["names"] = list(KINDS)
-    return merged.assign(unresolved_points=unresolved)
+    return merged
 
 
 def _kind(event: Event) -> str:
