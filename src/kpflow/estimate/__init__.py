@@ -4,6 +4,8 @@ from .alignments import alignment
 from .base import Estimate, Status
 from .densities import Density, density
 from .diagonals import DiagonalEstimate, diagonal
+from .ends import Ends, extreme_eigenvalues
+from .inertias import Inertia, inertia
 from .low_rank import Nystrom, nystrom
 from .norms import frobenius_norm, operator_norm
 from .ranks import effective_rank
@@ -17,7 +19,9 @@ from .traces import trace
 __all__ = [
     "Density",
     "DiagonalEstimate",
+    "Ends",
     "Estimate",
+    "Inertia",
     "Modes",
     "Nystrom",
     "Status",
@@ -29,7 +33,9 @@ __all__ = [
     "effective_rank",
     "entries",
     "entropy_rank",
+    "extreme_eigenvalues",
     "frobenius_norm",
+    "inertia",
     "log_determinant",
     "modes",
     "nystrom",

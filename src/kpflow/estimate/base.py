@@ -28,6 +28,7 @@ __all__ = [
     "check_exact_budget",
     "check_least_budget",
     "check_operator",
+    "check_symmetric",
     "exact_pays",
     "jackknife",
     "not_finite",
@@ -250,6 +251,16 @@ def check_operator(name: str, value: Any, *, square: bool = False, why: str = ""
     if square and not value.in_space.same_vectors(value.out_space):
         raise ValueError(f"`{name}` must map a space to itself; got {value!r}. {why}".rstrip())
     return value
+
+
+def check_symmetric(name: str, operator: Any) -> None:
+    """Raise unless `operator` is one that is known to be symmetric, which the function `name` needs."""
+    check_operator("operator", operator, square=True, why=f"`{name}` needs eigenvalues; take A @ A.T for any other.")
+    if not operator.symmetric:
+        raise ValueError(
+            f"`operator` must be known to be symmetric; got {operator!r}. Take A @ A.T for squared singular values, or "
+            f"(A + A.T) / 2 for the symmetric part."
+        )
 
 
 def at_the_door(

@@ -13,7 +13,7 @@ from torch import Tensor
 from kpflow._checks import check_generator, check_one_of, check_positive, check_range
 from kpflow.operators import Operator
 
-from .base import Effort, Estimate, Status, at_the_door, check_least_budget, check_operator, exact_pays
+from .base import Effort, Estimate, Status, at_the_door, check_least_budget, check_operator, check_symmetric, exact_pays
 from .krylov import DENSE_SIZE
 from .measure import BUDGET_FACTOR, SpectralMeasure, exact_measure, measured
 from .products import gram_operator
@@ -258,7 +258,7 @@ class Spectrum:
         cost: int = 1,
         shown: Operator | None = None,
     ) -> None:
-        _check_symmetric(name, operator)
+        check_symmetric(name, operator)
         check_one_of("method", method, ("auto", *METHODS))
         if steps is not None:
             check_positive("steps", steps, integer=True)
@@ -377,12 +377,3 @@ def _entropy(nodes: Tensor, delta: float) -> Tensor:
         )
     values = nodes.clamp(min=0)
     return torch.stack([values, torch.special.xlogy(values, values)], dim=-1)
-
-
-def _check_symmetric(name: str, operator: Operator) -> None:
-    check_operator("operator", operator, square=True, why=f"`{name}` needs eigenvalues; take A @ A.T for any other.")
-    if not operator.symmetric:
-        raise ValueError(
-            f"`operator` must be known to be symmetric; got {operator!r}. Take A @ A.T for squared singular values, or "
-            f"(A + A.T) / 2 for the symmetric part."
-        )
