@@ -136,7 +136,7 @@ class Noether(Entry[System, Observed, Predicted]):
             identity.close("J ξ of all", 0.0, observed.jacobians[0] @ found.generators(start).mT, 1e-10),
             identity.close("all of them after 500 steps with decay", found_law, found_path, 1e-11),
             identity.close("null directions of JᵀJ", predicted.nulls, nulls[0], 0.0),
-            identity.at_least("and after descent, where units may be silent", predicted.nulls, nulls[1]),
+            identity.at_least("and after descent, where units may be silent", float(predicted.nulls), float(nulls[1])),
         ]
 
     def panels(self, system: System, observed: Observed, predicted: Predicted) -> tuple[Panel, Panel]:
