@@ -48,11 +48,11 @@ def check_finite(name: str, value: Tensor, axes: Sequence[str] | None = None, re
     raise ValueError(f"{message} {remedy}".rstrip())
 
 
-def check_positive(name: str, value: Any, *, integer: bool = False) -> None:
-    """Raise unless `value` is a positive number (a whole one if `integer`)."""
-    kind = "a positive whole number" if integer else "a positive number"
+def check_positive(name: str, value: Any, *, integer: bool = False, finite: bool = False) -> None:
+    """Raise unless `value` is a positive number (a whole one if `integer`, none that is inf if `finite`)."""
+    kind = "a positive whole number" if integer else f"a positive{' finite' if finite else ''} number"
     right_type = isinstance(value, int if integer else (int, float)) and not isinstance(value, bool)
-    if not right_type or not value > 0:
+    if not right_type or not value > 0 or (finite and value == math.inf):
         raise ValueError(f"`{name}` must be {kind}; got {value!r}.")
 
 

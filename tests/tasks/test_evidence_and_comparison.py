@@ -214,7 +214,7 @@ def test_hits_and_rejections_are_told_apart():
         (lambda: ContextIntegration(context=-1), "`context` must be a number at least 0; got -1"),
         (lambda: ContextIntegration(delay=-1), "`delay` must be a number at least 0; got -1"),
         (lambda: ContextIntegration(sigma=-1), "`sigma` must be a number at least 0; got -1"),
-        (lambda: ContextIntegration(dt=0), "`dt` must be a positive number; got 0"),
+        (lambda: ContextIntegration(dt=0), "`dt` must be a positive finite number; got 0"),
         (lambda: ParametricWorkingMemory(differences=()), "`differences` must have at least one value; got none"),
         (lambda: ParametricWorkingMemory(differences=(0,)), "`differences` must be a positive number; got 0"),
         (lambda: ParametricWorkingMemory(differences=(25,)), "`differences` must be a number between 0 and 24; got 25"),

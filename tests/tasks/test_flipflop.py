@@ -146,8 +146,8 @@ def test_score_leaves_out_what_has_no_weight():
         ({"sigma": -1.0}, "`sigma` must be a number at least 0; got -1.0"),
         ({"first": "one"}, "`first` must be one of 'zero', 'pulse'; got 'one'"),
         ({"blind": -1}, "`blind` must be a whole number at least 0; got -1"),
-        ({"dt": -1}, "`dt` must be a positive number; got -1"),
-        ({"tau": 0.0}, "`tau` must be a positive number; got 0.0"),
+        ({"dt": -1}, "`dt` must be a positive finite number; got -1"),
+        ({"tau": 0.0}, "`tau` must be a positive finite number; got 0.0"),
     ],
 )
 @pytest.mark.usefixtures("no_type_checks")

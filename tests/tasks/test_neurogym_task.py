@@ -1,5 +1,6 @@
 """The adapter to neurogym, against a small module with its interface, and against neurogym where it is installed."""
 
+import math
 import types
 
 import numpy as np
@@ -181,8 +182,9 @@ def test_environments_that_are_refused():
         NeurogymTask("Interactive-v0")
     with pytest.raises(ValueError, match=r"right actions among its own, 0 … 2; got 3 in a trial of Beyond-v0"):
         NeurogymTask("Beyond-v0")
-    with pytest.raises(ValueError, match="`tau` must be a positive number; got 0"):
-        NeurogymTask("Decision-v0", tau=0)
+    for tau in (0, math.inf):
+        with pytest.raises(ValueError, match=f"`tau` must be a positive finite number; got {tau}"):
+            NeurogymTask("Decision-v0", tau=tau)
     with pytest.warns(UserWarning, match=r"yang19.dmc-v0 has wrong labels in one trial of sixteen. Use RuleTask"):
         NeurogymTask("yang19.dmc-v0")
     with pytest.raises(ValueError, match=r"Decision-v0 tells no static inputs. Take those of its trials"):

@@ -389,9 +389,9 @@ def test_names_of_both_papers_make_the_same_task():
         ({"fixation_target": 0.4}, "`fixation_target` must be a number between 0.5 and 1; got 0.4"),
         ({"baseline": 0.6}, "`baseline` must be a number between 0 and 0.5; got 0.6"),
         ({"tolerance": 4}, "`tolerance` must be a number between 0 and 3.14159; got 4"),
-        ({"dt": 0}, "`dt` must be a positive number; got 0"),
+        ({"dt": 0}, "`dt` must be a positive finite number; got 0"),
         ({"dt": 250.0}, "`dt` must be at most 200 ms for memory_pro; got 250"),
-        ({"tau": -1}, "`tau` must be a positive number; got -1"),
+        ({"tau": -1}, "`tau` must be a positive finite number; got -1"),
         ({"grace": 300.0}, "`grace` must be shorter than the response of memory_pro.*15 steps; got 300 ms = 15 steps"),
     ],
 )

@@ -284,7 +284,15 @@ def test_batch_size_must_be_positive(task, B):
 
 @pytest.mark.parametrize(
     ("parameter", "value", "expected"),
-    [("sigma", -1, "a number at least 0"), ("dt", 0, "a positive number"), ("tau", -2.0, "a positive number")],
+    [
+        ("sigma", -1, "a number at least 0"),
+        ("sigma", math.inf, "a number at least 0"),
+        ("dt", 0, "a positive finite number"),
+        ("dt", math.inf, "a positive finite number"),
+        ("tau", -2.0, "a positive finite number"),
+        ("tau", math.inf, "a positive finite number"),
+        ("tau", math.nan, "a positive finite number"),
+    ],
 )
 @pytest.mark.usefixtures("no_type_checks")
 def test_parameters_of_the_noise_are_checked_in_every_task(task, parameter, value, expected):

@@ -1,6 +1,7 @@
 """Trials: restriction, conversion, and what they refuse."""
 
 import dataclasses
+import math
 
 import numpy as np
 import pytest
@@ -90,6 +91,18 @@ def wrong(**changes):
     return lambda trials: {name: change(trials) for name, change in changes.items()}
 
 
+def spoiled(tensor):
+    """A copy with one NaN."""
+    tensor = tensor.clone()
+    tensor[2, 5, 1] = math.nan
+    return tensor
+
+
+def tail(trials):
+    """0 for the first trial and 1 for the others."""
+    return torch.arange(trials.num_trials).clamp(max=1)
+
+
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
@@ -97,16 +110,28 @@ def wrong(**changes):
         (wrong(inputs_clean=lambda t: t.inputs[:, 1:]), r"`inputs_clean` must have shape \(6, \d+, 3\)"),
         (wrong(targets=lambda t: t.targets[:3]), r"`targets` must have shape \(6, \d+, 3\); got \(3, "),
         (wrong(mask=lambda t: t.mask[:, :, :1]), r"`mask` must have shape \(6, \d+, 3\)"),
+        (wrong(inputs=lambda t: spoiled(t.inputs)), "`inputs` must be finite; got NaN at trial 2, step 5, channel 1"),
+        (wrong(inputs_clean=lambda t: t.inputs_clean / 0), "`inputs_clean` must be finite; got inf at trial 0, step 0"),
+        (wrong(targets=lambda t: spoiled(t.targets)), "`targets` must be finite; got NaN at trial 2, step 5"),
+        (wrong(mask=lambda t: spoiled(t.mask)), "`mask` must be finite.*do not count weight 0 and a finite target"),
         (wrong(mask=lambda t: t.mask - 1), r"`mask` must hold weights ≥ 0; its least entry is -1"),
         (wrong(length=lambda t: t.length[:2]), r"`length` must have shape \(6,\); got \(2,\)"),
         (wrong(length=lambda t: t.length * 0), r"`length` must lie in 1 … \d+; got \[0, 0"),
         (wrong(length=lambda t: t.length + 500), r"`length` must lie in 1 … "),
-        (wrong(epochs=lambda t: {"memory": (t.length, t.length - 1)}), r"`epochs\['memory'\]` must have 0 ≤ start"),
+        (
+            wrong(epochs=lambda t: {"memory": (t.length, t.length - 1)}, length=lambda t: 0 * t.length + 50),
+            r"`epochs\['memory'\]` must have 0 ≤ start ≤ stop ≤ length = 50; got \d+ … \d+ in trial 0",
+        ),
+        (wrong(epochs=lambda t: {"go": (tail(t), 0 * tail(t))}), r"`epochs\['go'\]` .* got 1 … 0 in trial 1\."),
+        (wrong(epochs=lambda t: {"go": (t.length - 1, t.length + tail(t))}), r"`epochs\['go'\]` must .* in trial 1\."),
+        (wrong(epochs=lambda t: {"go": (-tail(t), t.length)}), r"`epochs\['go'\]` .* got -1 … \d+ in trial 1\."),
         (wrong(epochs=lambda t: {"memory": (t.length[:2], t.length)}), r"`epochs\['memory'\]\[0\]` must have shape"),
         (wrong(conditions=lambda t: {"angle": t.length[:2]}), r"`conditions\['angle'\]` must have shape \(6,\)"),
         (wrong(input_labels=lambda _: ("a",)), r"`input_labels` must name 3 channels; got \('a',\)"),
-        (wrong(dt=lambda _: 0.0), r"`dt` must be a positive number; got 0.0"),
-        (wrong(tau=lambda _: -1.0), r"`tau` must be a positive number; got -1.0"),
+        (wrong(dt=lambda _: 0.0), r"`dt` must be a positive finite number; got 0.0"),
+        (wrong(dt=lambda _: math.nan), r"`dt` must be a positive finite number; got nan"),
+        (wrong(tau=lambda _: -1.0), r"`tau` must be a positive finite number; got -1.0"),
+        (wrong(tau=lambda _: math.inf), r"`tau` must be a positive finite number; got inf"),
     ],
 )
 @pytest.mark.usefixtures("no_type_checks")

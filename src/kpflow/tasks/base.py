@@ -266,14 +266,15 @@ def trials_of(
     mask: Tensor,
     epochs: Mapping[str, tuple[Tensor, Tensor]],
     conditions: Mapping[str, Tensor],
+    length: Tensor | None = None,
 ) -> Trials:
-    """Trials of `task` without noise, as long as their last epoch; `task` has `dt` and `tau`."""
+    """Trials of `task` without noise, as long as their last epoch if not told; `task` has `dt` and `tau`."""
     return Trials(
         inputs=inputs,
         inputs_clean=inputs.clone(),
         targets=targets,
         mask=mask,
-        length=epochs[task.epoch_names[-1]][1].clone(),
+        length=epochs[task.epoch_names[-1]][1].clone() if length is None else length,
         epochs=epochs,
         conditions=conditions,
         dt=getattr(task, "dt"),  # noqa: B009
@@ -316,8 +317,8 @@ def check_flag(name: str, value: Any, remedy: str = "") -> None:
 
 
 def check_noise(task: Task) -> None:
-    """Raise unless the parameters of the noise of `task` are in range: σ ≥ 0, and dt and τ positive."""
+    """Raise unless the parameters of the noise of `task` are in range: σ ≥ 0, dt and τ positive, all finite."""
     parameters = vars(task)
     check_range("sigma", parameters["sigma"], 0)
-    check_positive("dt", parameters["dt"])
-    check_positive("tau", parameters["tau"])
+    check_positive("dt", parameters["dt"], finite=True)
+    check_positive("tau", parameters["tau"], finite=True)

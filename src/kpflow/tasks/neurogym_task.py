@@ -70,7 +70,7 @@ class NeurogymTask(Task):
             raise ImportError(
                 "NeurogymTask needs neurogym, which is not installed. Install it with pip install 'kpflow[neurogym]'."
             )
-        check_positive("tau", self.tau)
+        check_positive("tau", self.tau, finite=True)
         if self.env.split("-")[0].rpartition(".")[2] in MISLABELLED:
             warnings.warn(
                 f"{self.env} has wrong labels in one trial of sixteen. Use RuleTask('react_category_pro') of kpflow.",
@@ -151,15 +151,15 @@ class NeurogymTask(Task):
             name: (torch.tensor([s[name] for s in starts]), torch.tensor([s[name] for s in stops]))
             for name in self.epoch_names
         }
-        trials = trials_of(
+        return trials_of(
             self,
             inputs=pad(list(observed)),
             targets=pad(one_hot),
             mask=pad([torch.ones_like(target) for target in one_hot]),
             epochs=epochs,
             conditions={name: _stack([c[name] for c in conditions]) for name in self.condition_names},
+            length=torch.tensor([len(label) for label in labels]),
         )
-        return dataclasses.replace(trials, length=torch.tensor([len(label) for label in labels]))
 
     def _static_inputs(self, epoch: str, conditions: Mapping[str, Tensor], zeros: Tensor) -> Tensor:  # noqa: ARG002
         raise ValueError(

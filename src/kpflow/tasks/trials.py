@@ -8,7 +8,7 @@ import torch
 from jaxtyping import Bool, Float, Int, Shaped
 from torch import Tensor
 
-from kpflow._checks import check_one_of, check_positive, check_tensor
+from kpflow._checks import check_finite, check_one_of, check_positive, check_tensor
 
 __all__ = ["EPOCH_ALIASES", "Trials", "resolve_epoch"]
 
@@ -43,7 +43,7 @@ class Trials:
         targets: y, `[B, T, O]`.
         mask: Weights m ≥ 0 of the squared errors in the loss, `[B, T, O]`.
         length: Steps of each trial before the padding, `[B]`, in 1 … T.
-        epochs: `{name: (start, stop)}`, steps `[B]` each, stop exclusive; start = stop is an empty epoch.
+        epochs: `{name: (start, stop)}`, steps `[B]` each in 0 … length, stop exclusive; start = stop is an empty epoch.
         conditions: `{name: values}`, `[B]` each: what distinguishes the trials, for example the angle shown (radians).
         dt: Duration of a step, ms.
         tau: Time constant of the unit that the noise is scaled for, ms.
@@ -52,7 +52,8 @@ class Trials:
 
     Raises:
         TypeError: A field that must be a tensor of floating-point numbers is not.
-        ValueError: Shapes disagree, a weight is negative, or a length or an epoch lies outside the trial.
+        ValueError: Shapes disagree, a signal is NaN or inf, a weight is negative, a length is not in 1 … T, an epoch
+            lies outside its trial, or `dt` or `tau` is not positive and finite.
 
     Example:
         >>> from kpflow.tasks import MemoryPro
@@ -82,8 +83,8 @@ class Trials:
     output_labels: tuple[str, ...]
 
     def __post_init__(self) -> None:
-        check_positive("dt", self.dt)
-        check_positive("tau", self.tau)
+        check_positive("dt", self.dt, finite=True)
+        check_positive("tau", self.tau, finite=True)
         _check_signals(self)
         _check_times(self)
 
@@ -173,7 +174,7 @@ def _positions(index: Any, count: int) -> Int[Tensor, " n"]:
 
 
 def _check_signals(trials: Trials) -> None:
-    """The four signals are floating-point tensors of matching shapes, with labels, and weights are ≥ 0."""
+    """The four signals are finite floating-point tensors of matching shapes, with labels, and weights are ≥ 0."""
     for name in ("inputs", "targets"):
         value = check_tensor(name, getattr(trials, name))
         if value.ndim != 3 or 0 in value.shape:
@@ -185,12 +186,15 @@ def _check_signals(trials: Trials) -> None:
     for name, count in {"input_labels": I, "output_labels": O}.items():
         if len(getattr(trials, name)) != count:
             raise ValueError(f"`{name}` must name {count} channels; got {getattr(trials, name)}.")
+    for name in ("inputs", "inputs_clean", "targets", "mask"):
+        remedy = "Give steps that do not count weight 0 and a finite target."
+        check_finite(name, getattr(trials, name), ("trial", "step", "channel"), remedy)
     if bool((trials.mask < 0).any()):
         raise ValueError(f"`mask` must hold weights ≥ 0; its least entry is {float(trials.mask.min()):g}.")
 
 
 def _check_times(trials: Trials) -> None:
-    """Lengths lie in 1 … T, and epochs in 0 … T with start ≤ stop; there is one of each, and of conditions, a trial."""
+    """Lengths lie in 1 … T, epochs inside their trial; there is one of each, and of conditions, a trial."""
     B, T = trials.num_trials, trials.num_steps
     _check_shape("length", trials.length, (B,))
     if int(trials.length.min()) < 1 or int(trials.length.max()) > T:
@@ -198,8 +202,13 @@ def _check_times(trials: Trials) -> None:
     for name, (start, stop) in trials.epochs.items():
         _check_shape(f"epochs[{name!r}][0]", start, (B,))
         _check_shape(f"epochs[{name!r}][1]", stop, (B,))
-        if bool(((start < 0) | (stop < start) | (stop > T)).any()):
-            raise ValueError(f"`epochs[{name!r}]` must have 0 ≤ start ≤ stop ≤ {T} in every trial.")
+        outside = ((start < 0) | (stop < start) | (stop > trials.length)).nonzero()
+        if len(outside):
+            b = int(outside[0])
+            raise ValueError(
+                f"`epochs[{name!r}]` must have 0 ≤ start ≤ stop ≤ length = {int(trials.length[b])}; "
+                f"got {int(start[b])} … {int(stop[b])} in trial {b}."
+            )
     for name, values in trials.conditions.items():
         _check_shape(f"conditions[{name!r}]", values, (B,))
 
