@@ -1,5 +1,6 @@
 """The natural gradient: its factor against dense matrices, its steps against formulas, and a bifurcation."""
 
+import copy
 import itertools
 
 import pytest
@@ -233,6 +234,37 @@ def test_a_step_needs_a_closure_and_a_finite_loss():
     outputs = model(torch.ones(1, 2, dtype=F64))
     with pytest.raises(ValueError, match="The loss must be finite; got nan"):
         NaturalGradient(model).step(lambda: ((outputs * torch.nan).sum(), outputs))
+
+
+def test_a_gradient_that_is_not_finite_moves_nothing():
+    model = seeded(nn.Linear(2, 2))
+    before = copy.deepcopy(model.state_dict())
+
+    def closure():
+        outputs = model(torch.zeros(1, 2, dtype=F64)) - model.bias
+        return outputs.sqrt().sum(), outputs  # 0, with an infinite slope
+
+    with pytest.raises(ValueError, match=r"`gradient of parameter \d.*` must be finite; got NaN at .*damping"):
+        NaturalGradient(model).step(closure)
+    assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
+
+
+def test_damping_comes_back_from_a_plateau():
+    weight = nn.Parameter(torch.tensor([100.0], dtype=F64))
+    optimiser = NaturalGradient([weight], form="damped", damping="gain", rank=1)
+
+    def closure():
+        outputs = weight * scale
+        return (outputs - 1).square().sum(), outputs
+
+    scale = 0.0
+    for _ in range(60):
+        optimiser.step(closure)
+    assert optimiser.damping == 1e12
+    scale = 1.0
+    for _ in range(120):
+        loss = optimiser.step(closure)
+    assert float(loss) < 1e-9
 
 
 class ReadOut(nn.Module):

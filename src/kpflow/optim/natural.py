@@ -6,7 +6,7 @@ from typing import Any, final
 import torch
 from torch import Tensor, nn
 
-from kpflow._checks import check_generator, check_one_of, check_positive, check_range
+from kpflow._checks import check_finite, check_generator, check_one_of, check_positive, check_range
 from kpflow.operators import Operator
 
 from .curvature import Curvature, Jacobian, Leading, OfGraph, OfOperator, joined, split
@@ -21,6 +21,8 @@ FIRST = 3
 REFUSED, GROW, SHRINK = 4.0, 2.0, 0.5
 """Factors of the damping after a step that gained nothing and is taken back, that gained less than a quarter, or more
 than three quarters, of what the quadratic model predicts (Levenberg–Marquardt)."""
+LARGEST = 1e12
+"""The most that the damping may become, so that it comes back after a plateau on which no step gains anything."""
 
 Shard = tuple[Tensor, Tensor]
 
@@ -138,6 +140,11 @@ class NaturalGradient(torch.optim.Optimizer):
 
         Returns:
             The loss before the step.
+
+        Raises:
+            TypeError: `closure` or `jacobian` gives something else.
+            ValueError: The loss or its gradient is not finite, or `jacobian` is given and the names of the parameters
+                are not known, or do not fit.
         """
         if closure is None:
             raise TypeError("`closure` must be a function that gives (loss, outputs); got None. Call step(closure).")
@@ -178,6 +185,9 @@ class NaturalGradient(torch.optim.Optimizer):
             got = float(loss.detach())
             raise ValueError(f"The loss must be finite; got {got}. Take a smaller `lr`, or more damping.")
         found = torch.autograd.grad(loss, trained, retain_graph=keep, materialize_grads=True)
+        for index, part in enumerate(found):
+            where = f"gradient of parameter {index}, of shape {tuple(part.shape)}"
+            check_finite(where, part, remedy="Take a smaller `lr`, or more damping.")
         for p, part in zip(trained, found, strict=True):
             p.grad = part
         return joined([g.unsqueeze(0) for g in found])[0]
@@ -276,7 +286,7 @@ class NaturalGradient(torch.optim.Optimizer):
         else:
             ratio = gained / predicted if predicted > 0 else 0.0
             factor = GROW if ratio < 0.25 else SHRINK if ratio > 0.75 else 1.0
-        self.state[trained[0]]["damping"] = self.damping * factor
+        self.state[trained[0]]["damping"] = min(self.damping * factor, LARGEST)
 
 
 def _shards(given: Any) -> list[Shard]:
