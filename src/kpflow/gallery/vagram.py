@@ -6,15 +6,19 @@ from typing import NamedTuple, final
 import torch
 from torch import Tensor
 
+from kpflow.estimate import spectrum
+from kpflow.flow import Ntk
+
 from .draws import normal, orthogonal
 from .entry import Check, Entry, Panel, curve, formula, identity, pair, points
 from .exponents import exponent
 from .flows import rk4
-from .students import linear_ntk
+from .students import linear_map, linearise_map
 
 __all__ = ["Vagram"]
 
 SIZE, START, STEP, COUNT = 4, 1e-3, 0.02, 1000
+SEEN = list(range(0, 71, 10))  # of what is kept, where the NTK is seen
 TIMES = 10 * STEP * torch.arange(COUNT // 10 + 1, dtype=torch.float64)  # of what is kept
 
 
@@ -40,7 +44,7 @@ class Observed(NamedTuple):
     valued: Tensor  # [t, 2, 4], by that weighed with ∇V
     order: float  # of what ∇V misses of the error of a curved value
     ranks: list[int]  # of the kernel of values, at the ends
-    kernels: Tensor  # [2, 4], its eigenvalues
+    kernels: Tensor  # [1 + m, 4], its eigenvalues: by likelihood in the end, value-aware at some times
 
 
 @final
@@ -49,7 +53,7 @@ class Predicted(NamedTuple):
 
     valued: Tensor  # [t]
     likely: float
-    kernels: Tensor  # [2, 4]
+    kernels: Tensor  # [1 + m, 4]
 
 
 @final
@@ -105,16 +109,15 @@ class Vagram(Entry[System, Observed, Predicted]):
         wish = system.world.mT @ system.value
         aligned = START**0.5 * torch.stack([system.value, wish / wish.norm()])
         first, second = rk4(likely, system.start, STEP, COUNT, every=10), rk4(valued, aligned, STEP, COUNT, every=10)
-        spectra = torch.stack([_value_spectrum(system, model) for model in (first[-1], second[-1])])
-        ranks = [int((values > 1e-8).sum()) for values in spectra]
-        return Observed(first, second, _order(system), ranks, spectra)
+        spectra = torch.stack([_value_spectrum(system, model) for model in (first[-1], *second[SEEN])])
+        return Observed(first, second, _order(system), [int((spectra[k] > 1e-8).sum()) for k in (0, -1)], spectra)
 
     def predict(self, system: System) -> Predicted:
         wish = torch.linalg.vector_norm(system.world.mT @ system.value)
         strength = wish / (1 + (wish / START - 1) * torch.exp(-2 * wish * TIMES))
         # with ‖u‖² = ‖w‖² = s: w wᵀ + (v·u)² I, and v·u = 0 by maximum likelihood
-        kernels = torch.zeros(2, SIZE, dtype=torch.float64)
-        kernels[0, -1], kernels[1, :-1], kernels[1, -1] = system.scales[0], wish, 2 * wish
+        kernels = torch.zeros(1 + len(SEEN), SIZE, dtype=torch.float64)
+        kernels[0, 0], kernels[1:], kernels[1:, 0] = system.scales[0], strength[SEEN, None], 2 * strength[SEEN]
         return Predicted((1 - strength / wish).square(), 1.0, kernels)
 
     def check(self, system: System, observed: Observed, predicted: Predicted) -> list[Check]:
@@ -134,21 +137,23 @@ class Vagram(Entry[System, Observed, Predicted]):
         ]
 
     def panels(self, system: System, observed: Observed, predicted: Predicted) -> tuple[Panel, Panel]:
-        number, names, some = range(1, SIZE + 1), ("maximum likelihood", "value-aware"), slice(71)
+        names, some = ("maximum likelihood", "value-aware"), slice(71)
         likely, valued = (_missed(system, models[some]) for models in (observed.likely, observed.valued))
         missed = (
             curve(names[0], TIMES[[0, 70]], [predicted.likely] * 2),
             points("", TIMES[:71:2], likely[::2]),
             *pair(names[1], TIMES[some], predicted.valued[some], valued, 1, every=2),
         )
-        spectra = [
-            line
-            for i, name in enumerate(names)
-            for line in pair(name, number, predicted.kernels[i], observed.kernels[i], i)
-        ]
+        values = (
+            *pair("value-aware, first: 2a(t)", TIMES[SEEN], predicted.kernels[1:, 0], observed.kernels[1:, 0]),
+            *pair("three others: a(t)", TIMES[SEEN], predicted.kernels[1:, 1], observed.kernels[1:, 1], 1),
+            *pair(
+                "likelihood, first, in the end", TIMES[SEEN[-1:]], predicted.kernels[0, :1], observed.kernels[0, :1], 2
+            ),
+        )
         return (
             Panel.of("Share of the value's variance that is missed", "time", "share", *missed),
-            Panel.of("Spectrum of the values' NTK in the end", "number", "eigenvalue", *spectra),
+            Panel.of("Spectrum of the values' NTK", "time", "eigenvalue", *values, log="y"),
         )
 
 
@@ -159,9 +164,10 @@ def _missed(system: System, models: Tensor) -> Tensor:
 
 
 def _value_spectrum(system: System, model: Tensor) -> Tensor:
-    """Eigenvalues of vᵀΘv at four white states."""
-    kernel = linear_ntk([model[1][None], model[0][:, None]], torch.eye(SIZE, dtype=torch.float64))
-    return torch.linalg.eigvalsh(torch.einsum("a,iajb,b->ij", system.value, kernel.view((SIZE,) * 4), system.value))
+    """Eigenvalues of vᵀΘv at four white states, the largest first."""
+    weights = {"w": model[1][None], "u": model[0][:, None], "v": system.value[None]}
+    lin = linearise_map(linear_map, torch.eye(SIZE, dtype=torch.float64), weights)
+    return spectrum(Ntk(lin, params=["w", "u"]))
 
 
 def _order(system: System) -> float:
