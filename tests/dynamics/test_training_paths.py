@@ -163,6 +163,13 @@ def test_what_is_not_followed_to_an_end_is_unresolved():
     assert late.unresolved == ((0,), (0, 1, 2))
 
 
+def test_a_point_given_twice_goes_on_once():
+    path = along_weights(0.5, 0.8, 0.01, *(of_unit(weight, 0.01).repeat(2, 1) for weight in (0.5, 0.8)))
+    assert path.first.branch == path.last.branch == (0, -1)
+    assert path.continued == ((0, 0),)
+    assert path.unresolved == ((1,), (1,))
+
+
 # A network that learns to remember one bit.
 
 
@@ -243,6 +250,22 @@ def test_a_whole_training():
     assert [path.between for path in paths] == [(0, 20), (20, 40)]
     assert [len(path.last.given) for path in paths] == [len(some) for some in points[-2:]]
     assert all(path.index_sums == (1, 1) and path.unresolved == ((), ()) for path in paths)
+
+
+class Affine(nn.Module):
+    def __init__(self, slope: float) -> None:
+        nn.Module.__init__(self)
+        self.slope = nn.Parameter(torch.tensor(slope))
+
+    def forward(self, h: Tensor, x: Tensor) -> Tensor:
+        return self.slope * h + 1 + 0 * x.sum()
+
+
+def test_checkpoints_without_fixed_points_have_no_path_and_the_others_keep_their_steps():
+    states = [Affine(slope).state_dict() for slope in (1.0, 1.0, 0.5, 0.4, 1.0, 1.0)]
+    paths = follow_training(Affine(0.0), states, torch.zeros(1), torch.zeros(1, 1), every=10.0)
+    assert [path.between for path in paths] == [(10, 20), (20, 30), (30, 40)]
+    assert [(len(path.first.given), len(path.last.given)) for path in paths] == [(0, 1), (1, 1), (1, 0)]
 
 
 # What is refused.

@@ -71,7 +71,8 @@ class TrainingPath:
     @property
     def continued(self) -> tuple[tuple[int, int], ...]:
         """Pairs (i, j): the i-th point of the first checkpoint goes on as the j-th of the last."""
-        return tuple((i, self.last.branch.index(b)) for i, b in enumerate(self.first.branch) if b in self.last.branch)
+        arrived = self.last.branch
+        return tuple((i, arrived.index(b)) for i, b in enumerate(self.first.branch) if b >= 0 and b in arrived)
 
     @property
     def vanished(self) -> tuple[tuple[int, ...], ...]:
@@ -196,6 +197,8 @@ def follow_training(
     time_limit: float = 60.0,
 ) -> tuple[TrainingPath, ...]:
     """The fixed points at each checkpoint, and `training_path` from each to the next.
+
+    Neighbours without any fixed point have no path: `between` tells the checkpoints of each of the others.
 
     Args:
         module: The network, as of `find_fixed_points`; it is not changed.
