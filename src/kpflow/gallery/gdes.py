@@ -1,5 +1,6 @@
 """Two losses that share an embedding: added, apart, or the one on top of the other."""
 
+import functools
 import math
 from typing import NamedTuple, final
 
@@ -27,6 +28,7 @@ class System(NamedTuple):
     pull: float  # a
     push: float  # b
     leak: float
+    place: Tensor  # [2, 3], some parameters e and Δ
 
 
 @final
@@ -36,6 +38,8 @@ class Observed(NamedTuple):
     paths: dict[str, Tensor]  # each [t, 2, 3]
     alone: Tensor  # [t, 3], of the generator without a discriminator
     kernels: dict[str, Tensor]  # each [2, 2]
+    moves: dict[str, Tensor]  # velocities of what is seen at some parameters, each [2, 3]
+    slopes: dict[str, Tensor]  # of the two losses there, by what is seen
 
 
 @final
@@ -76,24 +80,34 @@ class Gdes(Entry[System, Observed, Predicted]):
             )
         generator = torch.Generator().manual_seed(seed)
         wishes = 1 + torch.rand(2, SIZE, generator=generator, dtype=torch.float64)
-        return System(wishes * torch.tensor([[1.0], [-1.0]]), pull, push, 0.1 if broken else 0.0)
+        place = torch.rand(2, SIZE, generator=generator, dtype=torch.float64)
+        return System(wishes * torch.tensor([[1.0], [-1.0]]), pull, push, 0.1 if broken else 0.0, place)
 
     def run(self, system: System) -> Observed:
         strengths = torch.tensor([[system.pull], [system.push]], dtype=torch.float64)
 
-        def path(way: str) -> Tensor:
-            def velocity(parameters: Tensor) -> Tensor:
-                first, second = -strengths * (_seen(way, *parameters) - system.wishes)
-                if way == "shared":
-                    return torch.stack([first + second, torch.zeros_like(second)])
-                return torch.stack([first + system.leak * second if way == "disentangled" else first, second])
+        def slopes(way: str, parameters: Tensor) -> Tensor:
+            return strengths * (_seen(way, *parameters) - system.wishes)
 
-            states = rk4(velocity, torch.zeros(2, SIZE, dtype=torch.float64), STEP, COUNT, every=20)
-            return _seen(way, *states.unbind(dim=1))
+        def velocity(way: str, parameters: Tensor) -> Tensor:
+            first, second = -slopes(way, parameters)
+            if way == "shared":
+                return torch.stack([first + second, torch.zeros_like(second)])
+            return torch.stack([first + system.leak * second if way == "disentangled" else first, second])
+
+        def path(way: str) -> Tensor:
+            start = torch.zeros(2, SIZE, dtype=torch.float64)
+            return _seen(way, *rk4(functools.partial(velocity, way), start, STEP, COUNT, every=20).unbind(dim=1))
 
         nothing = torch.zeros(SIZE, dtype=torch.float64)
         alone = rk4(lambda e: -system.pull * (e - system.wishes[0]), nothing, STEP, COUNT, every=20)
-        return Observed({way: path(way) for way in WAYS}, alone, {way: _kernel(way) for way in WAYS})
+        return Observed(
+            {way: path(way) for way in WAYS},
+            alone,
+            {way: _kernel(way) for way in WAYS},
+            {way: _seen(way, *velocity(way, system.place)) for way in WAYS},
+            {way: slopes(way, system.place) for way in WAYS},
+        )
 
     def predict(self, system: System) -> Predicted:
         (p, q), a, b = system.wishes, system.pull, system.push
@@ -113,7 +127,8 @@ class Gdes(Entry[System, Observed, Predicted]):
         (p, q), a, b = system.wishes, system.pull, system.push
         mixed, ends = observed.paths["disentangled"], observed.paths["shared"][-1]
         share = (mixed[30:, 1] - q) / predicted.late[30:] * a / (b - a)
-        forms = torch.tensor([[[1.0, 1.0], [1.0, 1.0]], [[1.0, 0.0], [0.0, 1.0]], [[1.0, 0.0], [1.0, 1.0]]])
+        pushed, moves = ([part[way] for way in WAYS] for part in (observed.slopes, observed.moves))
+        by_kernel = [-observed.kernels[way] @ slope for way, slope in zip(WAYS, pushed, strict=True)]
         rates = torch.stack([_rates(observed.kernels[way], a, b) for way in WAYS])
         return [
             formula.close("shared: both end at (ap + bq)/(a + b)", (a * p + b * q) / (a + b), ends, 1e-6),
@@ -123,7 +138,7 @@ class Gdes(Entry[System, Observed, Predicted]):
             ),
             identity.close("disentangled: the generator is as if alone", observed.alone, mixed[:, 0], 1e-12),
             formula.close("disentangled: late, (e_D − q) / p e^{−at} is a/(b − a)", a / (b - a), share, 5e-3),
-            identity.close("kernels J Bᵀ", forms, torch.stack([observed.kernels[way] for way in WAYS]), 0.0),
+            identity.close("embeddings move by −J Bᵀ slopes", torch.stack(by_kernel), torch.stack(moves), 1e-12),
             identity.close("rates by the kernels", torch.stack([predicted.rates[way] for way in WAYS]), rates, 1e-12),
         ]
 
