@@ -222,6 +222,15 @@ def test_lightning_adds_up_the_losses_of_accumulated_batches(lightning, tmp_path
     loop.fit(loader)
     read = read_checkpoint(tmp_path / "gradients" / "step-00000001.safetensors")
     assert read.metadata["loss"] == pytest.approx(sum(losses[4:8]), rel=1e-6)
+    read = read_checkpoint(tmp_path / "step-00000001.safetensors")  # told once, and not again by what the closure gives
+    assert read.metadata["loss"] == pytest.approx(sum(losses[:4]), rel=1e-6)
+
+
+def test_lightning_tells_each_loss_once(lightning, tmp_path):
+    model, optimizer, loader = prepared()
+    recorder = Recorder(model, tmp_path, steps=every(100) | on_loss_jump(5.0, 10), gradients=True)
+    Lightning(lightning.RecorderCallback(recorder), model, [optimizer]).fit(loader)
+    assert len(recorder._losses) == recorder.step == 8
 
 
 def test_lightning_resumes_and_fails(lightning, tmp_path):

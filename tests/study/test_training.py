@@ -8,8 +8,8 @@ import torch
 from torch.optim import lr_scheduler
 
 from kpflow.optim import NaturalGradient
-from kpflow.study import Recorder, every, list_checkpoints, train
-from kpflow.study.demo import Net
+from kpflow.study import Recorder, every, list_checkpoints, on_loss_jump, read_checkpoint, train
+from kpflow.study.demo import Demo, Net, train_demo
 from kpflow.tasks import MemoryPro, MultiTask
 
 TASK = MultiTask.memory_and_delay(context=4, stimulus=4, memory=4, response=4, grace=0.0)
@@ -60,6 +60,39 @@ def test_a_recorder_at_the_side_changes_nothing(tmp_path):
     assert torch.equal(first.losses, second.losses)
     assert all(torch.equal(a, b) for a, b in zip(plain.parameters(), recorded.parameters(), strict=True))
     assert [file.step for file in list_checkpoints(tmp_path)][-1] == 6
+
+
+def told(folder):
+    return [read_checkpoint(file.path).metadata.get("loss") for file in list_checkpoints(folder)]
+
+
+@pytest.mark.parametrize("watching", [{}, {"gradients": True}, {"steps": every(1) | on_loss_jump()}])
+@pytest.mark.parametrize("kind", ["adam", "natural"])
+def test_each_checkpoint_holds_the_loss_of_its_own_step(kind, watching, tmp_path):
+    model = net(TASK)
+    optimizer = NaturalGradient(model, lr=0.5, rank=2) if kind == "natural" else None
+    recorder = Recorder(model, tmp_path, **{"steps": every(1), **watching})
+    losses = train(model, TASK, steps=4, batch=4, optimizer=optimizer, recorder=recorder).losses.tolist()
+    assert told(tmp_path) == [None, *losses]
+    assert list(recorder._losses) == losses[-recorder._losses.maxlen :]
+    if recorder.gradients:
+        assert told(tmp_path / "gradients") == losses  # each at the weights of its step
+
+
+def test_the_demo_records_the_losses_of_its_steps(tmp_path):
+    losses = []
+    demo = Demo(steps=4, hidden=4, batch=2)
+    folder = train_demo(demo, tmp_path, progress=lambda _, loss: losses.append(loss))
+    assert [file.step for file in list_checkpoints(folder)] == [0, 1, 2, 3, 4]
+    assert told(folder) == [None, *losses]
+
+
+def test_a_resumed_training_sees_the_same_losses(tmp_path):
+    model, steps = net(TASK), every(6) | on_loss_jump(window=2)
+    losses = train(model, TASK, steps=6, batch=4, recorder=Recorder(model, tmp_path, steps=steps)).losses
+    again = Recorder(model, tmp_path, steps=steps, generators={"train": torch.Generator()})
+    assert again.resume() == 6
+    assert list(again._losses) == losses[-5:].tolist()
 
 
 def test_gradients_are_clipped_and_optimizers_taken():

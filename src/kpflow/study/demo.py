@@ -124,8 +124,7 @@ def train_demo(demo: Demo, folder: str | Path, *, progress: Callable[[int, float
         return recorder.folder
     with one_thread(), recorder.attach(optimizer):
         for step in range(first, demo.steps + 1):
-            loss = train_step(model, optimizer, task, demo.batch, generator)
-            recorder.note(loss)
+            loss = train_step(model, optimizer, task, demo.batch, generator, note=recorder.note)
             if progress is not None:
                 progress(step, loss)
     return recorder.folder

@@ -112,6 +112,7 @@ class Recorder:
         self._meter = Meter(budget)
         self._written = -1  # the newest step on disk that belongs to this run
         self._observed = -1  # the newest step whose gradient was looked at
+        self._noted = -1  # the newest step before which a loss was told
         self._losses: deque[float] = deque(maxlen=max(1, steps.memory if isinstance(steps, Schedule) else 1))
         self._optimizer: Optimizer | None = None
         self._scheduler: LRScheduler | None = None
@@ -157,7 +158,11 @@ class Recorder:
             self._write()
 
     def note(self, loss: float) -> None:
-        """Keep the `loss` of the step to come, for the JSON file of the next checkpoint and for `on_loss_jump`."""
+        """Keep the `loss` of the step to come, for the JSON file of the next checkpoint and for `on_loss_jump`.
+
+        To be called before `optimizer.step()`; what a closure gives in that step is then not noted once more.
+        """
+        self._noted = self.step
         self._losses.append(float(loss))
 
     def observe(self) -> None:
@@ -246,8 +251,6 @@ class Recorder:
         return self._losses[-1] if self._losses else None
 
     def _before_step(self, _optimizer: Optimizer, args: Any, kwargs: Any) -> tuple[Any, Any] | None:
-        if not self.gradients and not (isinstance(self.steps, Schedule) and self.steps.memory):
-            return None
         watched = gradients.watched(args, kwargs, self._after_closure)
         if watched is None:
             self.observe()
@@ -256,7 +259,7 @@ class Recorder:
     def _after_closure(self, result: Any) -> None:
         """Called with what the closure gave the first time in a step."""
         loss = gradients.loss_in(result)
-        if loss is not None:
+        if loss is not None and self._noted != self.step:
             self.note(loss)
         if any(p.grad is not None for p in self.model.parameters()):
             self.observe()

@@ -106,10 +106,9 @@ def train(
             stack.callback(optimizer.register_step_post_hook(lambda *_: scheduler.step()).remove)
         if recorder is not None:
             stack.enter_context(recorder.attach(optimizer, scheduler))
+        note = None if recorder is None else recorder.note
         for step in range(taken + 1, steps + 1):
-            losses.append(train_step(model, optimizer, task, batch, source, clip))
-            if recorder is not None:
-                recorder.note(losses[-1])
+            losses.append(train_step(model, optimizer, task, batch, source, clip, note))
             if progress is not None:
                 progress(step, losses[-1])
             if step % score_every == 0 or step == steps:
@@ -165,8 +164,13 @@ def train_step(
     batch: int,
     generator: torch.Generator,
     clip: float | None = None,
+    note: Callable[[float], None] | None = None,
 ) -> float:
-    """One step on fresh trials; returns the loss before it."""
+    """One step on fresh trials; returns the loss before it.
+
+    `note` is told that loss before the optimizer steps, as `Recorder.note` must be; not where the optimizer gets a
+    closure, which tells it to the recorder's hook.
+    """
     trials = task.sample(batch, generator=generator, dtype=_dtype(model), device=_device(model))
 
     def closure() -> tuple[Tensor, Tensor]:
@@ -185,8 +189,11 @@ def train_step(
     loss.backward()
     if clip is not None:
         nn.utils.clip_grad_norm_(model.parameters(), clip)
+    value = float(loss.detach())
+    if note is not None:
+        note(value)
     optimizer.step()
-    return float(loss.detach())
+    return value
 
 
 def _dtype(model: nn.Module) -> torch.dtype:

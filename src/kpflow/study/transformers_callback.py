@@ -19,8 +19,9 @@ class RecorderCallback(TrainerCallback):  # pyright: ignore[reportGeneralTypeIss
     """Attaches a `Recorder` to the optimizer of a `transformers.Trainer` and closes it at the end of the training.
 
     Gradients are read in `on_pre_optimizer_step`, after clipping; in `on_step_end` they are gone. Losses are those that
-    the trainer logs: for `on_loss_jump`, set `logging_steps=1`. Only the first process records. If the trainer resumes
-    from a checkpoint of its own, the recorder goes on from that step (`Recorder.continue_from`).
+    the trainer logs, after the step: a checkpoint holds the one that was logged before. For `on_loss_jump`, set
+    `logging_steps=1`. Only the first process records. If the trainer resumes from a checkpoint of its own, the recorder
+    goes on from that step (`Recorder.continue_from`).
 
     Args:
         recorder: Made with the model that the trainer trains.
