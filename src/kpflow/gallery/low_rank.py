@@ -6,11 +6,13 @@ from typing import NamedTuple, final
 import torch
 from torch import Tensor
 
+from kpflow.estimate import spectrum
 from kpflow.flow import cores
+from kpflow.operators import Dense
 from kpflow.states import linearise
 
 from .draws import normal, orthogonal
-from .entry import Check, Entry, Line, Panel, curve, formula, identity, points
+from .entry import Check, Entry, Line, Panel, curve, formula, identity, pair, points
 from .students import linear_network
 
 __all__ = ["LowRank"]
@@ -31,6 +33,10 @@ class System(NamedTuple):
     steps: int
     layers: tuple[Tensor, ...]
     shrink: float  # of the decay in what is run
+
+    def gradient(self, weights: Tensor) -> Tensor:
+        """∇L without decay."""
+        return (weights @ self.inputs - self.targets) @ self.inputs.mT / DATA
 
 
 @final
@@ -75,14 +81,6 @@ class LowRank(Entry[System, Observed, Predicted]):
     omits = "Large language models, fine-tuning in the low-rank space, and memory."
 
     def make(self, seed: int = 0, *, short: bool = False, broken: bool = False, decay: float = DECAY) -> System:
-        """A regression with few data.
-
-        Args:
-            seed: Of data, start and layers.
-            short: Fewer steps.
-            broken: With a decay that is too weak.
-            decay: λ, from 0.02 to 1: without decay the start is never forgotten, and more needs shorter steps.
-        """
         if not 0.02 <= decay <= 1:
             raise ValueError(
                 f"`decay` must be between 0.02 and 1; got {decay!r}. With less the start is not forgotten in the steps "
@@ -100,25 +98,24 @@ class LowRank(Entry[System, Observed, Predicted]):
         return System(inputs, targets, start, decay, steps, layers, 0.8 if broken else 1.0)
 
     def run(self, system: System) -> Observed:
-        X, Y = system.inputs, system.targets
-        model = linear_network([system.start])
-        (first,) = torch.autograd.grad((model(X.mT) - Y.mT).square().sum() / (2 * DATA), [*model.parameters()])
+        leaf, lin = system.start.clone().requires_grad_(), linearise(linear_network([system.start]), system.inputs.mT)
+        loss = (leaf @ system.inputs - system.targets).square().sum() / (2 * DATA)
+        (first,) = torch.autograd.grad(loss, [leaf])
         W, kept = system.start, []
         for step in range(1, system.steps + 1):
-            slope = (W @ X - Y) @ X.mT / DATA
-            W = W - RATE * (slope + system.shrink * system.decay * W)
+            W = W - RATE * (system.gradient(W) + system.shrink * system.decay * W)
             if step in TIMES:
                 kept.append(W)
-        values = [torch.linalg.svdvals(layer) for layer in system.layers]
+        values = [spectrum(Dense(layer)) for layer in system.layers]
         ranks = tuple(int((v / v[0] > THRESHOLD).sum()) for v in values)
         tails = [
             (layer - _truncated(layer, rank)).square().sum() for layer, rank in zip(system.layers, ranks, strict=True)
         ]
-        (core,) = cores(linearise(model, X.mT)).values()
+        (core,) = cores(lin).values()
         return Observed(
             torch.stack(kept),
             W,
-            (W @ X - Y) @ X.mT / DATA,
+            system.gradient(W),
             first.square().sum(),
             ranks,
             torch.stack(tails),
@@ -144,15 +141,17 @@ class LowRank(Entry[System, Observed, Predicted]):
         )
         beyond = torch.linalg.svdvals(moved)[:, DATA] / torch.linalg.svdvals(moved)[:, 0]
         scale = float(predicted.final.abs().max())
-        ranks = [_rank(M) for M in (observed.final, observed.gradient)]
+        gradients = [system.gradient(W) for W in (system.start, *observed.weights)]
+        ranks = [_rank(M) for M in (observed.final, observed.gradient, *gradients)]
         layers = [torch.tensor(of.ranks, dtype=torch.float64) for of in (predicted, observed)]
         off = (observed.final - predicted.final).abs().max() / scale
         stationary = (observed.final + observed.gradient / system.decay).abs().max() / scale
         return [
             formula.close("W = −∇L/λ at the end, over max |W|", 0.0, stationary, 2e-3),
             formula.close("W = YXᵀ (XXᵀ + nλ)⁻¹, over max |W|", 0.0, off, 2e-3),
-            formula.close("rank of W", float(TRUE_RANK), ranks[0], 0.0),
-            identity.at_most("rank of ∇L", float(DATA), ranks[1]),
+            formula.close("rank of W is that of the targets", TRUE_RANK, ranks[0], 0.0),
+            identity.at_most("rank of W, at most that of ∇L", float(ranks[1]), float(ranks[0])),
+            identity.at_most("rank of ∇L on the way, at most n", float(DATA), float(max(ranks[1:]))),
             identity.close("σ₁₃/σ₁ of W_t − (1−ηλ)^t W₀", 0.0, beyond, 1e-12),
             identity.close("|G|² = ⟨ΔᵀΔ, XᵀX⟩", predicted.size, observed.size, 1e-12, relative=True),
             identity.close("ranks of the layers at one threshold", layers[0], layers[1], 0.0),
@@ -162,17 +161,16 @@ class LowRank(Entry[System, Observed, Predicted]):
 
     def panels(self, system: System, observed: Observed, predicted: Predicted) -> tuple[Panel, Panel]:
         kept = tuple(line for i, fall in enumerate(FALLS) for line in _spectrum(system.layers[i], fall, i))
-        number = torch.arange(1, SIZE + 1)
-        values = [torch.linalg.svdvals(M)[:DATA] for M in (observed.final, observed.gradient)]
-        lines = (
-            curve("core XᵀX", number[:DATA], predicted.gram),
-            points("core by kpflow", number[:DATA], observed.gram),
-            points("σ of W", number[:TRUE_RANK], values[0][:TRUE_RANK], group=1),
-            points("σ of ∇L", number[:TRUE_RANK], values[1][:TRUE_RANK], group=2),
+        number = torch.arange(1, DATA + 1)
+        path = zip((0, *TIMES, system.steps), (system.start, *observed.weights, observed.final), strict=True)
+        squares = (
+            points(f"σ² of ∇L, step {time}", number, spectrum(Dense(system.gradient(W)))[:DATA].square(), group=k)
+            for k, (time, W) in enumerate(path, start=1)
         )
+        lines = (*pair("core XᵀX", number, predicted.gram, observed.gram), *squares)
         return (
             Panel.of("Spectra of three layers and the threshold", "number", "σ/σ_max", *kept),
-            Panel.of("The core bounds the rank", "number", "eigenvalue, σ", *lines, log="y"),
+            Panel.of("The core bounds the rank of the gradient", "number", "eigenvalue", *lines, log="y"),
         )
 
 
@@ -185,9 +183,9 @@ def _spectrum(layer: Tensor, fall: float, group: int) -> tuple[Line, Line]:
     )
 
 
-def _rank(matrix: Tensor) -> float:
-    values = torch.linalg.svdvals(matrix)
-    return float((values > 1e-3 * values[0]).sum())
+def _rank(matrix: Tensor) -> int:
+    values = spectrum(Dense(matrix))
+    return int((values > 1e-3 * values[0]).sum())
 
 
 def _truncated(layer: Tensor, rank: int) -> Tensor:
