@@ -53,17 +53,27 @@ def _where_equal(given: Mapping[str, Any]) -> list[Tensor]:
     return [given["self"] - given["other"]]
 
 
+def _at_threshold(given: Mapping[str, Any]) -> list[Tensor]:
+    return [given["self"] - given["threshold"]]
+
+
+UNARY: Mapping[str, Callable[[Mapping[str, Any]], list[Tensor]]] = {
+    "relu": _at_zero,
+    "leaky_relu": _at_zero,
+    "abs": _at_zero,
+    "clamp": _at_limits("min", "max", None),
+    "clamp_min": _at_limits("min", "", None),
+    "clamp_max": _at_limits("", "max", None),
+    "hardtanh": _at_limits("min_val", "max_val", 1.0),
+    "threshold": _at_threshold,
+}
+"""What bends where, of the operations that are there in place as well."""
+
 BENDS: Mapping[Any, Callable[[Mapping[str, Any]], list[Tensor]]] = {
-    ATEN.relu.default: _at_zero,
-    ATEN.relu_.default: _at_zero,
-    ATEN.leaky_relu.default: _at_zero,
-    ATEN.leaky_relu_.default: _at_zero,
-    ATEN.abs.default: _at_zero,
-    ATEN.clamp.default: _at_limits("min", "max", None),
-    ATEN.clamp_min.default: _at_limits("min", "", None),
-    ATEN.clamp_max.default: _at_limits("", "max", None),
-    ATEN.hardtanh.default: _at_limits("min_val", "max_val", 1.0),
+    **{getattr(ATEN, name + place).default: bends for name, bends in UNARY.items() for place in ("", "_")},
+    ATEN._prelu_kernel.default: _at_zero,
     ATEN.maximum.default: _where_equal,
     ATEN.minimum.default: _where_equal,
 }
-"""What bends where, by operation; of smooth units such as softplus or GELU nothing is noted."""
+"""What bends where, by operation. Of smooth units such as softplus or GELU nothing is noted; and nothing of what is not
+here: comparisons such as `torch.where`, clamps to tensors, hard sigmoids and swishes, ELU and SELU."""
