@@ -1,18 +1,21 @@
 """A forward-only rule that raises knowledge until the entropy of decisions is gone."""
 
 import math
-from collections.abc import Callable
 from typing import NamedTuple, final
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from kpflow.estimate import modes
+from kpflow.flow import Ntk
+from kpflow.operators import to_dense
+
 from .draws import normal, orthogonal
 from .entry import Check, Entry, Panel, curve, formula, identity, points
 from .exponents import exponent
 from .flows import rk4
-from .students import linear_network, output_ntk
+from .students import linear_map, linearise_map
 
 __all__ = ["Ska"]
 
@@ -29,6 +32,7 @@ class System(NamedTuple):
     start: Tensor  # [5]
     unit: float
     time: float
+    bend: Tensor  # [20], of a way between the same ends
 
 
 @final
@@ -38,8 +42,9 @@ class Observed(NamedTuple):
     flow: Tensor  # [t, 20]
     gaps: list[float]  # of the discrete rule from the flow, at each step size
     entropy: Tensor  # [t, 20], −Σ z ΔD / ln 2 along the flow
-    actions: Tensor  # [2], along two ways between the same points
+    actions: Tensor  # [2, 20], from 0 to the end of the flow, straight and along a bent way
     kernel: Tensor  # [20, 20]
+    values: Tensor  # [5], eigenvalues of the kernel over n, rising
     early: Tensor  # [5], rates of growth of the modes while z is small
 
 
@@ -49,7 +54,6 @@ class Predicted(NamedTuple):
 
     flow: Tensor
     entropy: Tensor
-    action: float
 
 
 @final
@@ -81,55 +85,62 @@ class Ska(Entry[System, Observed, Predicted]):
         frame, turn = orthogonal(generator, POINTS, SIZE), orthogonal(generator, SIZE)
         signs = normal(generator, SIZE).sign()
         lengths = (POINTS * SCALES).sqrt()
-        return System(frame * lengths @ turn.mT, turn @ (1e-3 * signs / lengths), 1.0 if broken else math.log(2), time)
+        return System(
+            frame * lengths @ turn.mT,
+            turn @ (1e-3 * signs / lengths),
+            1.0 if broken else math.log(2),
+            time,
+            normal(generator, POINTS),
+        )
 
     def run(self, system: System) -> Observed:
         X, count = system.inputs, round(system.time / 0.05)
         weights = rk4(lambda w: X.mT @ _pull(X @ w) / (POINTS * system.unit), system.start, 0.05, count)
         flow = weights @ X.mT
         middle = 0.5 * (flow[1:] + flow[:-1])
-        kernel = output_ntk(linear_network([system.start[None]]), X)
-        vectors = torch.linalg.eigh(kernel).eigenvectors[:, -SIZE:]
-        modes = (flow[[0, 20]] @ vectors).abs().log()
+        ntk = Ntk(linearise_map(linear_map, X, {"W": system.start[None]}))
+        leading = modes(ntk, SIZE)
+        growth = (flow[[0, 20]] @ leading.vectors.flatten(1).mT).abs().log()
         return Observed(
             flow,
             [float((X @ _accumulate(system, step) - flow[-1]).abs().max()) for step in STEPS],
             1 - (middle * flow.sigmoid().diff(dim=0)).cumsum(dim=0) / math.log(2),
-            torch.stack([_action(lambda s: 2 * s), _action(lambda s: 2 * s + torch.sin(2 * math.pi * s))]),
-            kernel,
-            modes[1] - modes[0],
+            torch.stack([_actions(flow[-1], size * system.bend) for size in (0.0, 1.0)]),
+            to_dense(ntk),
+            leading.values.flip(0) / POINTS,
+            (growth[1] - growth[0]).flip(0),
         )
 
     def predict(self, system: System) -> Predicted:
         K = system.inputs @ system.inputs.mT
         count = round(system.time / 0.05)
         flow = rk4(lambda z: K @ _pull(z) / (POINTS * math.log(2)), system.inputs @ system.start, 0.05, count)
-        return Predicted(flow, _bits(flow[1:]), (float(_bits(torch.tensor(2.0).double())) - 1) * math.log(2))
+        return Predicted(flow, _bits(flow[1:]))
 
     def check(self, system: System, observed: Observed, predicted: Predicted) -> list[Check]:
-        whole = torch.stack([_action(lambda s, z=z: z * s) for z in observed.flow[-1]]) / math.log(2)
+        straight, bent = observed.actions / math.log(2)
         K, rates = system.inputs @ system.inputs.mT, SCALES / (4 * math.log(2))
         return [
-            identity.close("−∫ z dσ(z) / ln 2 is H₂ − 1 bits", _bits(observed.flow[-1]) - 1, whole, 1e-10),
+            identity.close("−∫ z dσ(z) / ln 2 is H₂ − 1 bits", _bits(observed.flow[-1]) - 1, straight, 1e-10),
+            identity.close("and the same along a bent way", straight, bent, 1e-9),
             formula.close("1 − Σ z ΔD / ln 2 along the flow is H₂", predicted.entropy, observed.entropy, 1e-3),
             formula.close("K steps of η at the same ηK: exponent of the gap", 1.0, exponent(STEPS, observed.gaps), 0.1),
             identity.close("flow of the weights is that of the kernel", predicted.flow, observed.flow, 1e-9),
-            identity.close("action along two ways", predicted.action, observed.actions, 1e-9),
             identity.close("NTK is XXᵀ", K, observed.kernel, 1e-12),
+            identity.close("its eigenvalues, over n", SCALES, observed.values, 1e-12),
             formula.close("early rates are λ/(4n ln 2)", rates, observed.early, 1e-4, relative=True),
         ]
 
     def panels(self, system: System, observed: Observed, predicted: Predicted) -> tuple[Panel, Panel]:
         grid = torch.linspace(-6, 6, 81, dtype=torch.float64)
         values = torch.linspace(0, 1.05, 12, dtype=torch.float64)
-        modes = torch.linalg.eigvalsh(observed.kernel)[-SIZE:] / POINTS
         entropy = (
             curve("H₂(σ(z))", grid, _bits(grid)),
             points("1 − Σ z ΔD / ln 2", observed.flow[1::10, :3], observed.entropy[::10, :3]),
         )
         growth = (
             curve("λ / (4n ln 2)", values, values / (4 * math.log(2))),
-            points("observed", modes, observed.early),
+            points("observed", observed.values, observed.early),
         )
         return (
             Panel.of("Entropy of decisions, as knowledge accumulates", "knowledge z", "bits", *entropy),
@@ -161,10 +172,9 @@ def _accumulate(system: System, step: float) -> Tensor:
     return W
 
 
-def _action(way: Callable[[Tensor], Tensor]) -> Tensor:
-    """−∫ zσ′(z) ż ds along z(s), s from 0 to 1, by Gauss and Legendre's rule."""
-    nodes, weights = (torch.from_numpy(part) for part in np.polynomial.legendre.leggauss(80))
-    places = (0.5 * (nodes + 1)).requires_grad_()
-    knowledge = way(places)
-    (speed,) = torch.autograd.grad(knowledge.sum(), places)
-    return -(0.5 * weights * _pull(knowledge) * speed).sum().detach()
+def _actions(ends: Tensor, bend: Tensor) -> Tensor:
+    """−∫ zσ′(z) ż ds along z(s) = s·end + bend sin 2πs, s from 0 to 1, by Gauss and Legendre's rule, of each point."""
+    nodes, weights = (0.5 * torch.from_numpy(part)[:, None] for part in np.polynomial.legendre.leggauss(80))
+    turns = 2 * math.pi * (nodes + 0.5)
+    speed = ends + 2 * math.pi * bend * turns.cos()
+    return -(weights * _pull((nodes + 0.5) * ends + bend * turns.sin()) * speed).sum(dim=0)
