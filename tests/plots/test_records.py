@@ -76,6 +76,37 @@ def test_conditions_by_name_angle_number_category_or_index(record):
     assert (plots.conditions(bare).label, plots.conditions(bare).values.tolist()) == ("trial", list(range(8)))
 
 
+def test_few_whole_numbers_are_categories_in_the_colours_of_their_lines():
+    tasks = np.array([0, 3, 1, 2, 1, 0, 3, 3])
+    record = xr.Dataset(coords={"step": [0], "task": ("trial", tasks)}, attrs={"condition": "task"})
+    condition = plots.conditions(record)
+    assert (condition.kind, condition.categories) == ("category", ("0", "1", "2", "3"))
+    colours = plots.condition_colours(condition)
+    for name, colour, members in plots.condition_groups(condition):
+        assert tasks[members].tolist() == [int(name)] * int((tasks == int(name)).sum())
+        assert {colours[trial] for trial in members} == {colour}
+    negative = plots.conditions(record.assign_coords(task=("trial", tasks - 2)))
+    assert negative.categories == ("-2", "-1", "0", "1")
+    assert plots.condition_colours(negative) == colours
+    many = record.drop_vars("task").assign_coords(task=("trial", np.arange(9)))
+    assert plots.conditions(many).kind == "number"
+
+
+@pytest.mark.parametrize("kind", ["angle", "number", "category"])
+def test_trials_without_the_condition_are_in_no_group(kind):
+    condition = plots.Conditions("cue", np.array([np.nan, 1.0, 0.0, np.nan, 1.0]), kind, ("left", "right"))
+    groups = plots.condition_groups(condition)
+    assert sorted(np.concatenate([members for _, _, members in groups]).tolist()) == [1, 2, 4]
+    colours = plots.condition_colours(condition)
+    assert colours[0] == colours[3] == style.PALETTE["muted"]
+    assert [colours[trial] for trial in (1, 2)] == plots.condition_colours(
+        plots.Conditions("cue", np.array([1.0, 0.0]), kind, ("left", "right"))
+    )
+    nowhere = plots.Conditions("cue", np.full(3, np.nan), kind, ("left", "right"))
+    assert plots.condition_groups(nowhere) == []
+    assert plots.condition_colours(nowhere) == [style.PALETTE["muted"]] * 3
+
+
 def test_a_condition_that_is_not_there(record):
     with pytest.raises(ValueError, match="must name a coordinate over trials; got 'colour', and there are"):
         plots.conditions(record.assign_attrs(condition="colour"))

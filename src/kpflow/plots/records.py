@@ -28,6 +28,9 @@ if TYPE_CHECKING:
 else:
     Record = Any  # checked by check_record alone, so that a wrong type meets its message and not a type checker's
 
+MOST_CATEGORIES = 8
+"""More whole numbers than these are a scale and no categories."""
+
 _OPERATORS = ("ntk", "propagator", "kernel")
 
 SCHEMA: dict[str, tuple[str, ...]] = {
@@ -186,7 +189,7 @@ class Conditions:
 
     Args:
         label: What the values are, in words.
-        values: One number per trial; for categories the index of the category.
+        values: One number per trial, NaN where it has none; for categories the index of the category.
         kind: "angle" (periodic, in radians), "number" or "category".
         categories: The names of the categories, if they are.
     """
@@ -204,6 +207,8 @@ class Conditions:
 
 def conditions(record: xr.Dataset) -> Conditions:
     """The coordinate over trials named by the attribute "condition" (default "angle"), else the trial's index.
+
+    Names are categories, and so are whole numbers if there are at most eight; others are angles or numbers.
 
     Raises:
         ValueError: the attribute names no coordinate over trials.
@@ -234,6 +239,9 @@ def _conditions_of(name: str, values: np.ndarray) -> Conditions:
         return Conditions(shorten(name), codes.astype(float), "category", names)
     if "angle" in name or "theta" in name:
         return Conditions(f"{shorten(name)} (rad)", np.mod(values.astype(float), 2 * np.pi), "angle")
+    if np.issubdtype(values.dtype, np.integer) and len(known := np.unique(values)) <= MOST_CATEGORIES:
+        codes = np.searchsorted(known, values).astype(float)
+        return Conditions(shorten(name), codes, "category", tuple(map(str, known.tolist())))
     return Conditions(shorten(name), values.astype(float), "number")
 
 

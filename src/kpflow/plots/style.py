@@ -284,7 +284,7 @@ def shades(count: int) -> list[float]:
 def condition_colours(conditions: Conditions) -> list[str]:
     """One colour per trial: around a circle for angles, along a ramp for numbers, distinct for categories.
 
-    All are of middle lightness, readable on a light and on a dark page.
+    All are of middle lightness, readable on a light and on a dark page; NaN is muted.
 
     Example:
         >>> condition_colours(Conditions("cue", np.array([0.0, 1.0, 0.0]), "category", ("left", "right")))
@@ -295,27 +295,32 @@ def condition_colours(conditions: Conditions) -> list[str]:
 
 def _colours_of(conditions: Conditions, values: np.ndarray) -> list[str]:
     if conditions.kind == "category":
-        return [CATEGORIES[int(code) % len(CATEGORIES)] for code in values]
-    colours = LinearSegmentedColormap.from_list("cycle", _CYCLE if conditions.kind == "angle" else _RAMP)
-    low, span = (0.0, 2 * np.pi) if conditions.kind == "angle" else _range(conditions.values)
-    return [to_hex(colours((value - low) / span)) for value in values]
+        colours = [CATEGORIES[int(code) % len(CATEGORIES)] for code in np.nan_to_num(values)]
+    else:
+        ramp = LinearSegmentedColormap.from_list("cycle", _CYCLE if conditions.kind == "angle" else _RAMP)
+        low, span = (0.0, 2 * np.pi) if conditions.kind == "angle" else _range(conditions.values)
+        colours = [to_hex(ramp((value - low) / span)) for value in values]
+    return np.where(np.isfinite(values), colours, PALETTE["muted"]).tolist()
 
 
 def _range(values: np.ndarray) -> tuple[float, float]:
-    low, high = (float(np.nanmin(values)), float(np.nanmax(values))) if len(values) else (0.0, 1.0)
+    finite = values[np.isfinite(values)]
+    low, high = (float(finite.min()), float(finite.max())) if len(finite) else (0.0, 1.0)
     return low, (high - low) or 1.0
 
 
 def condition_groups(conditions: Conditions) -> list[tuple[str, str, np.ndarray]]:
     """Trials of like condition: the name, the colour and the trials of each group, empty groups left out.
 
-    Categories are groups; angles fall into eight sectors around 0, π/4, …; numbers into five equal intervals.
+    Categories are groups; angles fall into eight sectors around 0, π/4, …; numbers into five equal intervals. Trials
+    whose condition is NaN are in none.
 
     Example:
         >>> [name for name, _, _ in condition_groups(Conditions("angle (rad)", np.array([0.1, 3.0, 6.2]), "angle"))]
         ['0', 'π']
     """
-    values = conditions.values
+    known = np.flatnonzero(np.isfinite(conditions.values))
+    values = conditions.values[known]
     if conditions.kind == "category":
         centres, names = np.arange(len(conditions.categories), dtype=float), list(conditions.categories)
         member = values.astype(int)
@@ -328,7 +333,7 @@ def condition_groups(conditions: Conditions) -> list[tuple[str, str, np.ndarray]
         names = [f"{centre:.3g}" for centre in centres]
         member = np.round((values - low) / span * 4).astype(int)
     colours = _colours_of(conditions, centres)
-    groups = [(name, colours[k], np.flatnonzero(member == k)) for k, name in enumerate(names)]
+    groups = [(name, colours[k], known[member == k]) for k, name in enumerate(names)]
     return [group for group in groups if len(group[2])]
 
 
