@@ -8,6 +8,8 @@ from torch import nn
 
 from kpflow import linearise
 from kpflow.estimate import Status, extreme_eigenvalues, inertia
+from kpflow.estimate.inertias import signs_for_sure
+from kpflow.estimate.quadrature import Rules
 from kpflow.flow import Ntk
 from kpflow.operators import Dense, Diagonal, Function, Gram, Identity, to_dense
 from kpflow.spaces import Space
@@ -133,6 +135,15 @@ def test_a_sign_that_is_not_resolved_is_neither():
     assert found.positive_definite is None
     assert math.isinf(found.least.standard_error)
     assert inertia(operator, method="slq", budget=400).positive_definite is True
+
+
+def test_recurrences_that_ended_count_for_nothing_that_is_sure():
+    """Their matrices are padded with the first entry, whose sign would be counted again."""
+    matrices = torch.diag_embed(torch.tensor([[2.0, 2, 2], [2, 3, -1]])).double()
+    coupling = torch.tensor([[[0.0, 0, 0]], [[0, 0, 1]]]).double()
+    rules = Rules.of(matrices, coupling, 1, 1.0, [3])
+    assert signs_for_sure(None, rules, 1e-9) == (2, 1)
+    assert signs_for_sure(Rules.of(-matrices[:1], coupling[:1], 1, 1.0, [3]), rules, 1e-9) == (2, 3)
 
 
 def test_budgets_are_of_counts_and_of_ends():

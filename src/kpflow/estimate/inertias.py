@@ -16,7 +16,7 @@ from .products import NotFiniteError
 from .quadrature import Count, Functional, Outcome, Rules
 from .spectral_sums import Spectrum
 
-__all__ = ["Inertia", "inertia"]
+__all__ = ["Inertia", "inertia", "signs_for_sure"]
 
 END_TOL = 1e-5
 """Of the ends of the spectrum, as in `modes`."""
@@ -180,10 +180,12 @@ def _shaped(signs: _Signs, held: Rules | None, samples: Rules | None, counted: E
         dataclasses.replace(counted, value=value, standard_error=error)
         for value, error in zip(values, errors, strict=True)
     )
-    return Inertia(positive, zero, negative, _sure(held, samples, threshold), ends.least, ends.largest, threshold)
+    return Inertia(
+        positive, zero, negative, signs_for_sure(held, samples, threshold), ends.least, ends.largest, threshold
+    )
 
 
-def _sure(held: Rules | None, samples: Rules | None, threshold: float) -> tuple[int, int]:
+def signs_for_sure(held: Rules | None, samples: Rules | None, threshold: float) -> tuple[int, int]:
     """The signs that every compression V A Vᵀ has, at the most; those that ended early are padded, and left out."""
     compressions = [] if held is None else [held.matrix]
     compressions += [] if samples is None else [samples.matrix[~samples.exact]]

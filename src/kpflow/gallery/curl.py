@@ -10,6 +10,9 @@ import torch
 from torch import Tensor
 from torch.func import jacrev
 
+from kpflow.estimate import extreme_eigenvalues, inertia
+from kpflow.operators import Dense, Gram
+
 from .draws import normal
 from .entry import Check, Entry, Panel, curve, formula, identity, monte_carlo, points
 from .flows import rk4
@@ -46,6 +49,7 @@ class Observed(NamedTuple):
     kernel: Tensor
     shrinkage: list[float]  # of ‖r‖ in 500 steps, by number of flips, from any r and from the least mode of A
     spectra: Tensor  # [k, share, M], of W₁ᵀD₂W₁
+    least: Tensor  # [share, 2], λ_min of the first, from products with J and D alone, and its bound
     inputs: list[Tensor]  # λ_min under flipped inputs: N < M with more flips than N, with one; N ≫ M with all
 
 
@@ -108,6 +112,7 @@ class Curl(Entry[System, Observed, Predicted]):
             torch.stack(
                 [torch.linalg.eigvalsh(torch.stack([_flipped(W, part) for part in SHARES])) for W in system.matrices]
             ),
+            torch.tensor([_least(system.matrices[0], part) for part in SHARES], dtype=torch.float64),
             [torch.linalg.eigvalsh(A)[0] for A in bent],
         )
 
@@ -125,7 +130,10 @@ class Curl(Entry[System, Observed, Predicted]):
     def check(self, system: System, observed: Observed, predicted: Predicted) -> list[Check]:
         edges, resolvent = observed.spectra[:, :, 0], (1 / (observed.spectra[:, 3] - _axis(0.2, 0.2))).mean()
         critical = [float(np.interp(1.0, -found, SHARES)) for found in edges.numpy()]
-        grows, grew = [[value > 1 for value in found[1::2]] for found in (predicted.shrinkage, observed.shrinkage)]
+        least, bounds = observed.least.T
+        decays = [bool(inertia(Dense(A)).positive_definite) for _, A, _ in _cases(system)[1::2]]
+        decayed = [value < 1 for value in observed.shrinkage[1::2]]
+        free = float(np.interp(1.0, -least.numpy(), SHARES))
         most, first, every = observed.inputs
         return [
             identity.close("ρ² along the path", 1.0, observed.radii, 1e-9),
@@ -136,10 +144,12 @@ class Curl(Entry[System, Observed, Predicted]):
             identity.close("the origin is a centre: ±iT", [0.0, -1.0, 0.0, 1.0], observed.origin, 1e-12),
             identity.close("A is the NTK J D Jᵀ of the signs D", predicted.kernel, observed.kernel, 1e-12),
             formula.close("‖r‖ after 500 steps", predicted.shrinkage, observed.shrinkage, 1e-3, relative=True),
-            identity.close("growth or decay by the sign of λ_min(A)", grows, grew, 0.0),
+            identity.close("decay if and only if A's inertia is that of I", decays, decayed, 0.0),
             monte_carlo.close("resolvent of W₁ᵀD₂W₁ at m = 0.2", 0.2, resolvent, 3e-3, relative=True),
             monte_carlo.close("its edge, 30 % flipped", _edge(0.3), edges[:, -1].mean(), 0.06, relative=True),
             monte_carlo.close("share of flips at which λ_min = 0", predicted.critical, fmean(critical), 0.025),
+            identity.close("the same by Lanczos on J D Jᵀ, one matrix", critical[0], free, 1e-4),
+            identity.at_most("Lanczos' λ_min: error over its bound", 1.0, ((least - edges[0]).abs() / bounds).max()),
             identity.close("flipped inputs, N < M and more flips than N: λ_min = −‖w₂‖²", -1.0, most, 1e-12),
             formula.at_most("N < M: unstable from the first flip", 0.0, first),
             formula.at_least("N ≫ M: stable with all inputs flipped", 0.0, every),
@@ -188,6 +198,12 @@ def _signs(size: int, flips: int, sign: float = -1.0) -> Tensor:
 def _flipped(W: Tensor, share: float) -> Tensor:
     """WᵀDW."""
     return W.mT @ (_signs(len(W), round(share * len(W)))[:, None] * W)
+
+
+def _least(W: Tensor, share: float) -> tuple[float, float]:
+    """λ_min of W₁ᵀD₂W₁ = J D Jᵀ and its bound, with J = W₁ᵀ of the read-outs; the matrix is not formed."""
+    found = extreme_eigenvalues(Gram(Dense(W.mT), _signs(len(W), round(share * len(W)))), tol=1e-3).least
+    return found.value, found.standard_error
 
 
 def _cases(system: System) -> list[tuple[int, Tensor, Tensor]]:
