@@ -1,16 +1,20 @@
 """Which weights to keep: a relaxed search against all masks, and against their sizes."""
 
 import itertools
+from collections.abc import Mapping
 from typing import NamedTuple, final
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from kpflow._checks import check_range
+from kpflow.estimate import spectrum
+from kpflow.flow import Ntk
+from kpflow.operators import Dense, Gram, to_dense
 
 from .draws import normal
-from .entry import Check, Entry, Panel, curve, identity, monte_carlo, pair, points
-from .students import output_jacobian
+from .entry import Check, Entry, Panel, identity, monte_carlo, pair, points
+from .students import linearise_map
 
 __all__ = ["MaskSearch"]
 
@@ -38,10 +42,11 @@ class System(NamedTuple):
 
 @final
 class Observed(NamedTuple):
-    """Losses of the masks that were found, over the loss of no weight at all."""
+    """Masks that were found, and their losses."""
 
     search: Tensor  # [problems]
     saliency: Tensor  # [problems]
+    masks: Tensor  # [2, problems, 12], of search and saliency
     enumerated: Tensor  # [problems], mean loss of random masks, by all of them
     jacobians: Tensor  # [2, 40, 12], of the outputs in the mask
 
@@ -90,12 +95,12 @@ class MaskSearch(Entry[System, Observed, Predicted]):
         masks = _masks()
         chances = torch.where(masks > 0, RATES, 1 - RATES).prod(dim=1)
         outputs = (system.inputs * system.weights[:, None]) @ (1 - masks).mT  # [problems, 40, 2^d]
-        some = zip(system.weights[:SEEN], system.inputs[:SEEN], strict=True)
+        masks = torch.stack([_search(system), _largest(system.gram.diagonal(dim1=1, dim2=2), system.kept)])
         return Observed(
-            _losses(system, _search(system)),
-            _losses(system, _largest(system.gram.diagonal(dim1=1, dim2=2), system.kept)),
+            *_losses(system, masks),
+            masks,
             0.5 * outputs.square().sum(dim=1) @ chances,
-            torch.stack([output_jacobian(Masked(weights), inputs) for weights, inputs in some]),
+            torch.stack([to_dense(_kernel(system, k).jacobian) for k in range(SEEN)]),
         )
 
     def predict(self, system: System) -> Predicted:
@@ -107,10 +112,10 @@ class MaskSearch(Entry[System, Observed, Predicted]):
     def check(self, system: System, observed: Observed, predicted: Predicted) -> list[Check]:
         search, saliency = (int((found <= 1.05 * predicted.best).sum()) for found in observed[:2])
         jacobians, gram = observed.jacobians, predicted.gram[:SEEN]
-        spectra = torch.linalg.eigvalsh(gram), torch.linalg.eigvalsh(jacobians @ jacobians.mT)[:, -SIZE:]
+        values = torch.stack([spectrum(_kernel(system, k))[:SIZE] for k in range(SEEN)])
         return [
             identity.close("Gram of the mask is JᵀJ", gram, jacobians.mT @ jacobians, 1e-12),
-            identity.close("its spectrum is that of the NTK", *spectra, 1e-10),
+            identity.close("its spectrum is that of the NTK", torch.linalg.eigvalsh(gram).flip(1), values, 1e-10),
             identity.close("mean loss over all 2^d random masks", predicted.mean, observed.enumerated, 1e-10),
             monte_carlo.close("problems of 20 in which the search is within 5 % of the best", PROBLEMS, search, 1.0),
             monte_carlo.at_most("the same by saliency", 14.0, float(saliency)),
@@ -122,29 +127,29 @@ class MaskSearch(Entry[System, Observed, Predicted]):
             *pair("best of all masks, and search", number, predicted.best[order], observed.search[order]),
             points("saliency", number, observed.saliency[order], group=1),
         )
-        gram, J = predicted.gram[0], observed.jacobians[0]
-        values, seen = (torch.linalg.eigvalsh(part).flip(0)[:SIZE] for part in (gram, J @ J.mT))
-        spectrum = (
-            *pair("eigenvalues of JᵀJ, and of J Jᵀ", ranks, values, seen),
-            curve("diagonal of JᵀJ: saliency", ranks, gram.diagonal().sort(descending=True).values, group=1),
+        J = observed.jacobians[0]
+        tickets = (
+            points(label, ranks[: system.kept], spectrum(Gram(Dense(J * mask)))[: system.kept], group)
+            for group, (label, mask) in enumerate(
+                zip(("kept by search", "by saliency"), observed.masks[:, 0], strict=True), 1
+            )
         )
+        dense = pair("dense", ranks, torch.linalg.eigvalsh(predicted.gram[0]).flip(0), spectrum(Gram(Dense(J)))[:SIZE])
         return (
             Panel.of("Loss of the masks that were found", "problem, by its best loss", "loss", *losses),
-            Panel.of("Spectrum of the mask's NTK, one problem", "number", "", *spectrum, log="y"),
+            Panel.of("Spectrum of the NTK, whole and as kept, one problem", "number", "", *dense, *tickets, log="y"),
         )
 
 
-@final
-class Masked(nn.Module):
-    """x ↦ Σ xᵢ wᵢ mᵢ, as a function of the mask m = 1."""
+def _masked(inputs: Tensor, parameters: Mapping[str, Tensor]) -> Tensor:
+    """Σ xᵢ wᵢ mᵢ."""
+    return inputs @ (parameters["mask"] * parameters["weights"])[:, None]
 
-    def __init__(self, weights: Tensor) -> None:
-        nn.Module.__init__(self)
-        self.mask = nn.Parameter(torch.ones_like(weights))
-        self.register_buffer("weights", weights.clone())
 
-    def forward(self, inputs: Tensor) -> Tensor:
-        return (inputs @ (self.mask * self.get_buffer("weights")))[:, None]
+def _kernel(system: System, problem: int) -> Ntk:
+    """NTK of the dense network, of which the mask m = 1 learns."""
+    parameters = {"mask": torch.ones(SIZE, dtype=torch.float64), "weights": system.weights[problem]}
+    return Ntk(linearise_map(_masked, system.inputs[problem], parameters), params=["mask"])
 
 
 def _masks() -> Tensor:
