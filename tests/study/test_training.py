@@ -95,6 +95,37 @@ def test_a_resumed_training_sees_the_same_losses(tmp_path):
     assert list(again._losses) == losses[-5:].tolist()
 
 
+class Moody(torch.nn.Module):
+    """Dropout, batch normalisation, and a part that is kept in evaluation mode."""
+
+    def __init__(self):
+        torch.nn.Module.__init__(self)
+        self.net, self.drop = net(TASK), torch.nn.Dropout(0.5)
+        self.norm, self.frozen = torch.nn.BatchNorm1d(TASK.num_inputs), torch.nn.Dropout(0.9).eval()
+
+    def forward(self, x):
+        return self.net(self.frozen(self.drop(self.norm(x.movedim(2, 1)).movedim(1, 2))))
+
+
+def test_scores_are_taken_in_evaluation_mode_and_change_nothing():
+    def run(score_every):
+        with torch.random.fork_rng():
+            torch.manual_seed(0)
+            model = Moody()
+            done = train(model, TASK, steps=6, batch=4, score_every=score_every, score_trials=16)
+        return model, done
+
+    often, once = run(1), run(6)
+    assert [module.training for module in often[0].modules()].count(False) == 1
+    states = [model.state_dict() for model, _ in (often, once)]
+    assert all(torch.equal(states[0][name], states[1][name]) for name in states[0])
+    source = torch.Generator().manual_seed(0)
+    held_out = torch.Generator().manual_seed(int(torch.randint(2**31, (), generator=source)))
+    tested = TASK.sample(16, generator=held_out)
+    expected = TASK.score(once[0].eval()(tested.inputs).detach(), tested)
+    assert {name: float(values[-1]) for name, values in once[1].scores.items()} == pytest.approx(expected)
+
+
 def test_gradients_are_clipped_and_optimizers_taken():
     model, seen = net(TASK), []
     optimizer = torch.optim.SGD(model.parameters(), lr=1.0)
@@ -216,6 +247,24 @@ def test_resuming_what_was_not_begun_begins_it_and_what_is_done_stays(tmp_path):
     before = bits(model, optimizer)
     assert len(train(model, TASK, recorder=Recorder(model, tmp_path), **common).losses) == 0
     assert bits(model, optimizer) == before
+
+
+def test_a_training_that_reached_its_scores_is_done_when_it_is_resumed(tmp_path):
+    task = MemoryPro(stimulus=3, memory=2, response=3, grace=0.0)
+    model = net(task, hidden=32)
+    common = {"learning_rate": 1e-2, "batch": 32, "score_every": 20, "score_trials": 32}
+    first = train(model, task, steps=2000, until=0.7, recorder=Recorder(model, tmp_path), **common)
+    end, before = int(first.steps[-1]), {name: value.clone() for name, value in model.state_dict().items()}
+    for steps in (2000, end):
+        model = net(task, hidden=32)
+        recorder = Recorder(model, tmp_path)
+        again = train(model, task, steps=steps, until=0.7, recorder=recorder, resume=True, **common)
+        assert again.reached
+        assert (recorder.step, len(again.losses), len(again.steps)) == (end, 0, 0)
+        assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
+    more = train(model, task, steps=end + 5, until=1.0, recorder=Recorder(model, tmp_path), resume=True, **common)
+    assert len(more.losses) == 5
+    assert not more.reached
 
 
 def test_a_checkpoint_without_a_scheduler_or_with_another(tmp_path):

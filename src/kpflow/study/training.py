@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.optim.lr_scheduler import LRScheduler, ReduceLROnPlateau
 
 from kpflow import _checks
-from kpflow.tasks import Task
+from kpflow.tasks import Task, Trials
 
 from .recorder import Recorder
 
@@ -67,7 +67,7 @@ def train(
         batch: Trials in each step.
         clip: The most that the norm of the gradient is; None for no limit.
         score_every: Steps between two scores; the last step is scored too.
-        score_trials: Trials of a score, the same each time, with noise.
+        score_trials: Trials of a score, the same each time, with noise; the model is in evaluation mode.
         until: Training ends when all accuracies are at least this.
         scheduler: Of the learning rate of that optimizer, stepped after each of its steps.
         recorder: Writes checkpoints on the way; it is attached here, and keeps the generator that draws the trials.
@@ -112,8 +112,7 @@ def train(
             if progress is not None:
                 progress(step, losses[-1])
             if step % score_every == 0 or step == steps:
-                with torch.no_grad():
-                    found = task.score(model(tested.inputs), tested)
+                found = _score(model, task, tested)
                 at.append(step)
                 for name, value in found.items():
                     scores.setdefault(name, []).append(value)
@@ -123,6 +122,18 @@ def train(
                     break
     kept = {name: torch.tensor(values, dtype=torch.float64) for name, values in scores.items()}
     return Trained(torch.tensor(losses, dtype=torch.float64), torch.tensor(at, dtype=torch.int64), kept, reached)
+
+
+def _score(model: nn.Module, task: Task, tested: Trials) -> dict[str, float]:
+    """Scores of the model in evaluation mode; each of its modules is then in the mode that it was in."""
+    modes = [(module, module.training) for module in model.modules()]
+    model.eval()
+    try:
+        with torch.no_grad():
+            return task.score(model(tested.inputs), tested)
+    finally:
+        for module, training in modes:
+            module.training = training
 
 
 def _optimizer(
