@@ -72,8 +72,8 @@ def train(
         scheduler: Of the learning rate of that optimizer, stepped after each of its steps.
         recorder: Writes checkpoints on the way; it is attached here, and keeps the generator that draws the trials.
         resume: Go on from the recorder's newest checkpoint, if there is one, with all arguments as at first: the
-            training ends with the same bits as one that was not interrupted. Losses and scores are of the steps taken
-            now.
+            training ends with the same bits as one that was not interrupted, and at once if `until` was reached. Losses
+            and scores are of the steps taken now.
         generator: Draws the trials; a fresh one with seed 0 if None.
         progress: Called after each step with the step and the loss.
 
@@ -98,7 +98,10 @@ def train(
     held_out = torch.Generator().manual_seed(int(torch.randint(2**31, (), generator=source)))
     tested = task.sample(score_trials, generator=held_out, dtype=_dtype(model), device=_device(model))
     taken = _resumed(recorder, resume, source, optimizer, scheduler)
-    losses, at, scores, reached = [], [], {}, False
+    losses, at, scores = [], [], {}
+    scored = taken > 0 and until is not None and (taken % score_every == 0 or taken >= steps)  # it may have ended there
+    reached = scored and _reached(_score(model, task, tested), until)
+    left = () if reached else range(taken + 1, steps + 1)
     with contextlib.ExitStack() as stack:
         if (
             scheduler is not None
@@ -107,7 +110,7 @@ def train(
         if recorder is not None:
             stack.enter_context(recorder.attach(optimizer, scheduler))
         note = None if recorder is None else recorder.note
-        for step in range(taken + 1, steps + 1):
+        for step in left:
             losses.append(train_step(model, optimizer, task, batch, source, clip, note))
             if progress is not None:
                 progress(step, losses[-1])
@@ -116,8 +119,7 @@ def train(
                 at.append(step)
                 for name, value in found.items():
                     scores.setdefault(name, []).append(value)
-                right = [value for name, value in found.items() if name.startswith("accuracy")]
-                reached = until is not None and min(right) >= until
+                reached = _reached(found, until)
                 if reached:
                     break
     kept = {name: torch.tensor(values, dtype=torch.float64) for name, values in scores.items()}
@@ -134,6 +136,10 @@ def _score(model: nn.Module, task: Task, tested: Trials) -> dict[str, float]:
     finally:
         for module, training in modes:
             module.training = training
+
+
+def _reached(scores: dict[str, float], until: float | None) -> bool:
+    return until is not None and min(value for name, value in scores.items() if name.startswith("accuracy")) >= until
 
 
 def _optimizer(
