@@ -1,5 +1,6 @@
 """Analysis: what is recorded equals what the dense matrices say, and the model stays as it is."""
 
+import dataclasses
 import json
 
 import numpy as np
@@ -136,6 +137,24 @@ def test_trajectories_are_principal_components(case):
     np.testing.assert_allclose(path.var(0), variances[:3], rtol=1e-5)
     np.testing.assert_allclose(record.trajectory_variance, variances[:3] / variances.sum(), rtol=1e-9)
     assert abs(np.corrcoef(path.T)[0, 1]) < 1e-5
+
+
+def test_steps_of_padding_are_in_no_spectrum_and_no_component():
+    model, trials = make()
+    short = dataclasses.replace(trials, length=torch.tensor([7, 4, 5, 7, 3]), epochs={})
+    record = run(model, short, Settings(starts=0))
+    lin = linearise(model, short.inputs, core="rnn", lengths=short.length)
+    Z, seen = lin.states[short.valid], torch.cat([site.features[short.valid] for site in lin.sites().values()], dim=1)
+    variances = torch.linalg.eigvalsh(torch.from_numpy(np.cov(Z.numpy().T, bias=True))).flip(0)
+    path = torch.from_numpy(record.trajectory.values)
+    assert torch.equal(path.isnan(), ~short.valid[..., None].expand_as(path))
+    np.testing.assert_allclose(path[short.valid].mean(0), np.zeros(3), atol=1e-6)
+    np.testing.assert_allclose(path[short.valid].numpy().var(0), variances[:3], rtol=1e-5)
+    np.testing.assert_allclose(record.trajectory_variance, variances[:3] / variances.sum(), rtol=1e-9)
+    np.testing.assert_allclose(record.state_spectrum.values[:4], variances, rtol=1e-9)
+    np.testing.assert_allclose(record.core_spectrum[:3], torch.linalg.svdvals(seen)[:3].square(), rtol=1e-9)
+    U, V = (torch.linalg.svd(A, full_matrices=False)[0] for A in (seen, Z))
+    np.testing.assert_allclose(record.core_state_overlap[0], float((U[:, 0] @ V[:, 0]).square()), rtol=1e-9)
 
 
 def test_the_predicted_change_of_the_loss_happens(case):

@@ -82,7 +82,7 @@ def test_the_points_of_a_network_that_is_known(bistable):
 def test_points_and_trajectories_share_their_components(bistable):
     model, record, trials = bistable
     lin = linearise(model, trials.inputs, core="rnn")
-    components = principal_components(lin.states)
+    components = principal_components(lin.states[trials.valid])
     record = record.isel(step=0)
     states = torch.from_numpy(record.fixed_point_state.values[:3])
     np.testing.assert_allclose(record.fixed_point_position[:3], components.of(states), atol=1e-6)

@@ -139,9 +139,9 @@ def analyse(
         found |= measures.axis_measures(lin, **effort)
         found |= measures.bound_measures(lin, float(found["propagator_spectrum"][1][0]), **effort)
         found |= measures.stage_measures(response, trials.inputs, lin, trials.targets)
-        found |= measures.core_measures(lin, settings.width)
-        components = measures.principal_components(lin.states)
-        found |= measures.trajectory_measures(lin.states, components)
+        found |= measures.core_measures(lin, trials.valid, settings.width)
+        components = measures.principal_components(lin.states[trials.valid])
+        found |= measures.trajectory_measures(lin.states, trials.valid, components)
         found |= representations.component_measures(lin.states, trials.valid, settings.width)
         collapse, why = _collapse(model, trials, core, lin, classes, outside)
         points, said = dynamics.dynamics_measures(

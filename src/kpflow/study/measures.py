@@ -5,7 +5,7 @@ from typing import TypeAlias, final
 
 import numpy as np
 import torch
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 from torch import Tensor
 
 from kpflow import estimate, flow
@@ -149,20 +149,20 @@ def effective_dimension(data: Float[Tensor, "N F"]) -> float:
     return float(squares.sum().square() / squares.square().sum())
 
 
-def core_measures(lin: Linearisation, width: int) -> Variables:
+def core_measures(lin: Linearisation, valid: Bool[Tensor, "B T"], width: int) -> Variables:
     """The core's spectrum, the states' own, and how far their leading subspaces over time and trials agree.
 
-    The core is C = M Mᵀ with M `[B·T, F]` what all weights of the recurrence see: earlier states, inputs, and a column
-    of ones for each bias. `core_spectrum` are its eigenvalues, `state_spectrum` the variances of the states' principal
-    components, and `core_state_overlap[m - 1]` is ‖Uᵀ V‖²_F / m for the m leading left singular vectors U of M and V
-    of the (uncentred) states: 1 if the core's time-trial modes are those of the states. Empty where the weight sites
-    are not known.
+    The core is C = M Mᵀ with M `[N, F]` what all weights of the recurrence see at the N steps that are no padding:
+    earlier states, inputs, and a column of ones for each bias. `core_spectrum` are its eigenvalues, `state_spectrum`
+    the variances of the states' principal components, and `core_state_overlap[m - 1]` is ‖Uᵀ V‖²_F / m for the m
+    leading left singular vectors U of M and V of the (uncentred) states: 1 if the core's time-trial modes are those of
+    the states. Empty where the weight sites are not known.
     """
     sites = lin.sites()
     if not sites:
         return {}
-    seen = torch.cat([site.features.flatten(0, 1) for site in sites.values()], dim=1).double()
-    states = lin.states.flatten(0, 1).double()  # [B·T, H]
+    seen = torch.cat([site.features[valid] for site in sites.values()], dim=1).double()
+    states = lin.states[valid].double()  # [N, H]
     left, values, _ = torch.linalg.svd(seen, full_matrices=False)
     own, *_ = torch.linalg.svd(states, full_matrices=False)
     variances = torch.linalg.svdvals(states - states.mean(0)).square() / len(states)
@@ -192,7 +192,7 @@ class Components:
         """The coordinates of states, float64; NaN beyond K.
 
         Example:
-            >>> components = principal_components(torch.tensor([[[0.0, 1.0], [0.0, 3.0]]]))
+            >>> components = principal_components(torch.tensor([[0.0, 1.0], [0.0, 3.0]]))
             >>> components.of(torch.tensor([[0.0, 5.0]])).round().tolist()
             [[3.0, 0.0, nan]]
         """
@@ -201,9 +201,9 @@ class Components:
         return path
 
 
-def principal_components(states: Float[Tensor, "B T H"]) -> Components:
+def principal_components(states: Float[Tensor, "N H"]) -> Components:
     """The first principal components of states."""
-    rows = states.flatten(0, 1).double()
+    rows = states.double()
     mean = rows.mean(0)
     _, values, axes = torch.linalg.svd(rows - mean, full_matrices=False)
     count = min(COMPONENTS, len(axes))
@@ -211,10 +211,14 @@ def principal_components(states: Float[Tensor, "B T H"]) -> Components:
     return Components(mean, _fix_signs(axes[:count]), share[:count])
 
 
-def trajectory_measures(states: Float[Tensor, "B T H"], components: Components) -> Variables:
-    """The states in their own first principal components, and the share of variance of each."""
+def trajectory_measures(
+    states: Float[Tensor, "B T H"], valid: Bool[Tensor, "B T"], components: Components
+) -> Variables:
+    """The states in their own first principal components, NaN where there is padding, and their shares of variance."""
+    path = components.of(states)
+    path[~valid] = torch.nan
     return {
-        "trajectory": (("trial", "time", "component"), components.of(states).cpu().numpy().astype(np.float32)),
+        "trajectory": (("trial", "time", "component"), path.cpu().numpy().astype(np.float32)),
         "trajectory_variance": (("component",), padded(components.share, COMPONENTS)),
     }
 
