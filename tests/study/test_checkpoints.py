@@ -372,6 +372,14 @@ def test_copies_count_once_and_rivals_are_refused(tmp_path):
         list_checkpoints(tmp_path)
 
 
+def test_copies_of_a_diverged_checkpoint_are_copies(tmp_path):
+    model = Net()
+    nn.init.constant_(model.readout.bias, torch.nan)
+    for name in ("epoch=0-step=5.ckpt", "last.ckpt"):
+        torch.save(lightning(model, 5), tmp_path / name)
+    assert [file.path.name for file in list_checkpoints(tmp_path)] == ["epoch=0-step=5.ckpt"]
+
+
 def test_half_written_files_are_not_seen(tmp_path):
     file = save_checkpoint(tmp_path / "step-1", Net(), 1)
     (tmp_path / ".step-2.safetensors.tmp").write_bytes(file.path.read_bytes()[:50])

@@ -226,7 +226,7 @@ def _without_copies(found: list[CheckpointFile], trust_pickle: bool) -> list[Che
             kept.append(file)
             continue
         first, second = (read_checkpoint(one.path, trust_pickle=trust_pickle).state_dict for one in (kept[-1], file))
-        if first.keys() != second.keys() or not all(torch.equal(first[name], second[name]) for name in first):
+        if tensors.fingerprint(first) != tensors.fingerprint(second):
             raise ValueError(
                 f"Two checkpoints must not share a step; got step {file.step} for `{kept[-1].path.name}` and "
                 f"`{file.path.name}`, which differ. Move one of them elsewhere."
