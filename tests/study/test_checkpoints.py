@@ -327,12 +327,21 @@ def test_a_refused_checkpoint_leaves_the_model(tmp_path):
 
 def test_the_step_comes_from_the_key_first(tmp_path):
     torch.save({"model": dict(Net().state_dict()), "step": 7}, tmp_path / "step-99.pt")
-    torch.save({"model": dict(Net().state_dict()), "global_step": torch.tensor(3)}, tmp_path / "step-98.pt")
+    torch.save({"model": dict(Net().state_dict()), "step": torch.tensor(3)}, tmp_path / "step-98.pt")
     found = list_checkpoints(tmp_path)
     assert [(file.path.name, file.step, file.step_from) for file in found] == [
         ("step-98.pt", 3, "key"),
         ("step-99.pt", 7, "key"),
     ]
+
+
+def test_it_is_the_first_key_that_every_file_has(tmp_path):
+    torch.save({"model": dict(Net().state_dict()), "global_step": 1000, "epoch": 2}, tmp_path / "a.pt")
+    torch.save({"model": dict(Net().state_dict()), "epoch": 3}, tmp_path / "b.pt")
+    assert [(file.step, file.step_from) for file in list_checkpoints(tmp_path)] == [(2, "key"), (3, "key")]
+    torch.save({"model": dict(Net().state_dict()), "step": 7}, tmp_path / "c.pt")
+    assert {file.step_from for file in list_checkpoints(tmp_path)} == {"time"}
+    assert read_checkpoint(tmp_path / "a.pt").step == 1000
 
 
 def test_then_from_the_name(tmp_path):

@@ -90,8 +90,9 @@ def list_checkpoints(folder: str | Path, *, trust_pickle: bool = False) -> list[
     """Find the checkpoints of `folder`, in the order of their training steps.
 
     Found are `*.safetensors`, `*.pt`, `*.pth`, `*.ckpt` and `*/model.safetensors`. The step comes from a key in the
-    file, else from the last number in its name, else from the order of the modification times: the first of the three
-    that every file has, so that steps of different kinds are never mixed. Copies of one checkpoint count once.
+    file, `global_step`, `step`, `iteration` or `epoch`, else from the last number in its name, else from the order of
+    the modification times: the first of these six that every file has, so that steps of different kinds are never
+    mixed. Copies of one checkpoint count once.
 
     Args:
         folder: Where the checkpoints are.
@@ -110,10 +111,11 @@ def list_checkpoints(folder: str | Path, *, trust_pickle: bool = False) -> list[
         [('step_9.pt', 9, 'name'), ('step_10.pt', 10, 'name')]
     """
     paths = _find(Path(folder))
-    by_key = [_step_in(path, trust_pickle) for path in paths]
+    inside = [_steps_in(path, trust_pickle) for path in paths]
+    by_key = [("key", [steps.get(key) for steps in inside]) for key in STEP_KEYS]
     by_name = [_number_in(path) for path in paths]
     by_time = {path: rank for rank, path in enumerate(sorted(paths, key=lambda path: path.stat().st_mtime_ns))}
-    for kind, steps in (("key", by_key), ("name", by_name), ("time", [by_time[path] for path in paths])):
+    for kind, steps in (*by_key, ("name", by_name), ("time", [by_time[path] for path in paths])):
         known = [step for step in steps if step is not None]
         if len(known) == len(paths):
             found = [CheckpointFile(path, step, kind) for path, step in zip(paths, known, strict=True)]
@@ -151,7 +153,8 @@ def read_checkpoint(path: str | Path, *, trust_pickle: bool = False) -> Checkpoi
         return _read_safetensors(source)
     payload = pickles.load(source, trust_pickle)
     state = _state_in(payload, source)
-    return Checkpoint(_step_of(payload), {name: value.detach() for name, value in state.items()}, source)
+    step = next(iter(_steps_of(payload).values()), None)
+    return Checkpoint(step, {name: value.detach() for name, value in state.items()}, source)
 
 
 def load_into(model: nn.Module, checkpoint: Checkpoint) -> None:
@@ -191,23 +194,24 @@ def _find(folder: Path) -> list[Path]:
     return paths
 
 
-def _step_in(path: Path, trust_pickle: bool) -> int | None:
+def _steps_in(path: Path, trust_pickle: bool) -> dict[str, int]:
+    """The steps that a file names, by key."""
     if path.suffix != ".safetensors":
-        return _step_of(pickles.load(path, trust_pickle, lazily=True))
-    return _whole_number(tensors.read_header(path).get("step", ""))
+        return _steps_of(pickles.load(path, trust_pickle, lazily=True))
+    step = _whole_number(tensors.read_header(path).get("step", ""))
+    return {} if step is None else {"step": step}
 
 
-def _step_of(payload: Any) -> int | None:
-    """The step that a saved dictionary names beside its weights."""
+def _steps_of(payload: Any) -> dict[str, int]:
+    """The steps that a saved dictionary names beside its weights, by key, in the order of `STEP_KEYS`."""
     if not isinstance(payload, Mapping) or _is_state(payload):
-        return None
-    for key in STEP_KEYS:
-        value = payload.get(key)
-        if isinstance(value, Tensor) and value.numel() == 1:
-            value = value.item()
-        if isinstance(value, int) and not isinstance(value, bool):
-            return value
-    return None
+        return {}
+    found = {key: _number(payload.get(key)) for key in STEP_KEYS}
+    return {key: value for key, value in found.items() if isinstance(value, int) and not isinstance(value, bool)}
+
+
+def _number(value: Any) -> Any:
+    return value.item() if isinstance(value, Tensor) and value.numel() == 1 else value
 
 
 def _number_in(path: Path) -> int | None:
