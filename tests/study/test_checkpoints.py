@@ -2,7 +2,9 @@
 
 import argparse
 import errno
+import inspect
 import json
+import math
 import os
 import pickle
 from pathlib import Path
@@ -86,6 +88,30 @@ def test_metadata_and_step_come_back(tmp_path):
     file = save_checkpoint(tmp_path / "a", Net(), 12, {"loss": 0.25, "task": "memory_pro"})
     checkpoint = read_checkpoint(file.path)
     assert (checkpoint.step, checkpoint.metadata) == (12, {"loss": 0.25, "task": "memory_pro"})
+
+
+def test_a_name_with_a_number_keeps_it(tmp_path):
+    names = ["lr0.1-step10", "lr0.1-step20", "lr0.1-step30.safetensors", "lr0.1-step40.pt"]
+    files = [save_checkpoint(tmp_path / name, Net(), step) for step, name in enumerate(names)]
+    assert [file.path.name for file in files] == [f"lr0.1-step{n}.safetensors" for n in (10, 20, 30, 40)]
+    assert [file.step for file in list_checkpoints(tmp_path)] == [0, 1, 2, 3]
+
+
+@pytest.mark.parametrize("step", [10.0, -1, torch.tensor(3), True])
+def test_steps_that_would_not_be_read_back(step, tmp_path):
+    with pytest.raises(ValueError, match=r"`step` must be a whole number at least 0; got (10\.0|-1|tensor\(3\)|True)"):
+        inspect.unwrap(save_checkpoint)(tmp_path / "a", Net(), step)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_metadata_that_json_cannot_hold(tmp_path):
+    with pytest.raises(
+        TypeError, match=r"`metadata` must be what JSON can hold; got Tensor for 'loss': .*Give numbers"
+    ):
+        save_checkpoint(tmp_path / "a", Net(), 0, {"task": "x", "loss": torch.tensor(0.5)})
+    with pytest.raises(ValueError, match=r"`metadata` must be what JSON can hold; got list for 'losses': Out of range"):
+        save_checkpoint(tmp_path / "a", Net(), 0, {"losses": [1.0, math.nan]})
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_a_full_disk_is_reported_and_leaves_earlier_checkpoints(tmp_path, monkeypatch):

@@ -140,6 +140,13 @@ def test_the_loss_is_kept_beside_the_weights(tmp_path):
     assert [(one.step, one.metadata["loss"]) for one in read] == [(0, 1.0), (2, 1 / 3), (3, 0.25)]
 
 
+def test_a_loss_that_is_not_finite_stops_no_training_and_is_left_out(tmp_path):
+    recorder = Recorder(nn.Linear(2, 1), tmp_path, steps=lambda _step: True)
+    for step, loss in enumerate((0.5, float("nan"), float("inf"))):
+        recorder.record(step, loss=loss)
+    assert [read_checkpoint(file.path).metadata for file in list_checkpoints(tmp_path)] == [{"loss": 0.5}, {}, {}]
+
+
 def test_an_interrupted_block_writes_no_last_step(tmp_path):
     model, optimizer, generator = make("sgd")
     optimizer.register_step_pre_hook(Interrupt(after=5))

@@ -1,6 +1,7 @@
 """Checkpoints: the weights of a model at one training step, written and read without running code."""
 
 import dataclasses
+import json
 import re
 from collections.abc import Mapping
 from pathlib import Path
@@ -8,6 +9,8 @@ from typing import Any, TypeGuard, final
 
 import torch
 from torch import Tensor, nn
+
+from kpflow import _checks
 
 from . import files, pickles, tensors
 
@@ -62,13 +65,14 @@ def save_checkpoint(
     read. The checkpoint exists once its safetensors file does, which is written last.
 
     Args:
-        path: The file to write; its suffix becomes `.safetensors`.
+        path: The file to write; `.safetensors` is added, or takes the place of `.pt`, `.pth` or `.ckpt`.
         model: Any module.
         step: The training step, kept inside the file.
-        metadata: Anything that JSON can hold.
+        metadata: Anything that JSON can hold; numbers that are not finite it cannot.
 
     Raises:
-        TypeError: A weight has a type that safetensors cannot hold.
+        TypeError: A weight has a type that safetensors cannot hold, or `metadata` one that JSON cannot.
+        ValueError: `step` is no whole number from 0 on, or a number in `metadata` is not finite.
         OSError: The disk is full or the folder cannot be written; earlier checkpoints are intact.
 
     Example:
@@ -80,7 +84,11 @@ def save_checkpoint(
         >>> checkpoint.step, sorted(checkpoint.state_dict), checkpoint.metadata
         (10, ['bias', 'weight'], {'loss': 0.5})
     """
-    target = Path(path).with_suffix(".safetensors")
+    _checks.check_range("step", step, 0, integer=True)
+    _check_metadata(metadata or {})
+    given = Path(path)
+    stem = given.stem if given.suffix in (".safetensors", *PICKLES) else given.name  # lr0.1-step10 has no suffix
+    target = given.with_name(f"{stem}.safetensors")
     files.write_json(target.with_suffix(".json"), {"step": step, "metadata": dict(metadata or {})})
     tensors.write_tensors(target, model.state_dict(), {"step": str(step)})
     return CheckpointFile(target, step, "key")
@@ -300,6 +308,17 @@ def _difference(checkpoint: Checkpoint, expected: set[str], prefixes: list[str])
         f"`{checkpoint.source}` must hold the weights of the given model; got {'; '.join(parts)}. "
         "Build the model as it was trained."
     )
+
+
+def _check_metadata(metadata: Mapping[str, Any]) -> None:
+    for name, value in metadata.items():
+        try:
+            json.dumps({name: value}, allow_nan=False)
+        except (TypeError, ValueError) as error:
+            raise type(error)(
+                f"`metadata` must be what JSON can hold; got {type(value).__name__} for {name!r}: {error}. Give "
+                "numbers as int or float, and those that are not finite as None or text."
+            ) from error
 
 
 def _check_fits(name: str, value: Tensor, target: Tensor, source: Path) -> None:

@@ -1,6 +1,7 @@
 """Recorder: checkpoints during training, at the steps of a schedule, without changing the training."""
 
 import copy
+import math
 import os
 import re
 import warnings
@@ -160,7 +161,8 @@ class Recorder:
     def note(self, loss: float) -> None:
         """Keep the `loss` of the step to come, for the JSON file of the next checkpoint and for `on_loss_jump`.
 
-        To be called before `optimizer.step()`; what a closure gives in that step is then not noted once more.
+        To be called before `optimizer.step()`; what a closure gives in that step is then not noted once more. A loss
+        that is not finite is left out of the JSON file, which cannot hold it.
         """
         self._noted = self.step
         self._losses.append(float(loss))
@@ -323,7 +325,8 @@ class Recorder:
         resume = self._resume_path(self.step)
         files.write_json(resume.with_suffix(".json"), layout)
         tensors.write_tensors(resume, parts, {"step": str(self.step)})
-        told = {"loss": self._loss, "skipped": self.skipped or None}
+        finite = self._loss is not None and math.isfinite(self._loss)
+        told = {"loss": self._loss if finite else None, "skipped": self.skipped or None}
         metadata = {**self.metadata, **{name: value for name, value in told.items() if value is not None}}
         checkpoints.save_checkpoint(self.folder / self._name(self.step), self.model, self.step, metadata)
         self._written = self.step
