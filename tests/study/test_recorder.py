@@ -131,6 +131,21 @@ def test_nothing_is_pickled(tmp_path):
     assert len(list((tmp_path / "resume").iterdir())) == 2  # only what the newest needs
 
 
+def test_what_others_keep_in_its_folder_stays(tmp_path):
+    model, optimizer, generator = make("adam")
+    recorder = Recorder(model, tmp_path, generators={"data": generator}).attach(optimizer)
+    kept = [tmp_path / "resume" / name for name in ("notes.txt", "step-1.json", "mine")]
+    left = tmp_path / "resume" / ".step-00000000.safetensors.tmp"  # of a process that was killed
+    kept[-1].mkdir()
+    for path in (*kept[:2], left):
+        path.write_text("{}")
+    train(model, optimizer, generator, 2)
+    recorder.detach()
+    assert all(path.exists() for path in kept)
+    assert not left.exists()
+    assert sorted(path.stem for path in (tmp_path / "resume").glob("step-0*")) == 2 * ["step-00000002"]
+
+
 def test_the_loss_is_kept_beside_the_weights(tmp_path):
     recorder = Recorder(nn.Linear(2, 1), tmp_path, steps=lambda step: step % 2 == 0, metadata={"task": "x"})
     written = [recorder.record(step, loss=1.0 / (1 + step)) for step in range(4)]

@@ -28,6 +28,8 @@ from .tensors import fingerprint
 
 __all__ = ["LogSpaced", "Recorder", "log_spaced"]
 
+OWN = r"step-(\d{8,})\.(safetensors|json)"  # the names of the files that a recorder writes
+
 
 @final
 class Recorder:
@@ -229,7 +231,7 @@ class Recorder:
         _checks.check_range("step", step, 0, integer=True)
         for place in (self.folder, self.folder / "gradients"):
             for path in sorted(place.glob("step-*.*"), reverse=True):  # the weights before their JSON file
-                ours = re.fullmatch(r"step-(\d{8,})\.(safetensors|json)", path.name)
+                ours = re.fullmatch(OWN, path.name)
                 if ours and int(ours[1]) > step:
                     target = self.folder / "abandoned" / path.relative_to(self.folder)
                     target.parent.mkdir(parents=True, exist_ok=True)
@@ -331,7 +333,7 @@ class Recorder:
         checkpoints.save_checkpoint(self.folder / self._name(self.step), self.model, self.step, metadata)
         self._written = self.step
         for old in resume.parent.iterdir():
-            if old.stem != resume.stem:
+            if old.stem != resume.stem and re.fullmatch(rf"{OWN}|\.{OWN}\.tmp", old.name):
                 old.unlink()
 
     def _restore(self, state: dict[str, Any], optimizer: Optimizer | None, scheduler: LRScheduler | None) -> None:
