@@ -96,8 +96,10 @@ class MaskSearch(Entry[System, Observed, Predicted]):
         chances = torch.where(masks > 0, RATES, 1 - RATES).prod(dim=1)
         outputs = (system.inputs * system.weights[:, None]) @ (1 - masks).mT  # [problems, 40, 2^d]
         masks = torch.stack([_search(system), _largest(system.gram.diagonal(dim1=1, dim2=2), system.kept)])
+        search, saliency = _losses(system, masks)
         return Observed(
-            *_losses(system, masks),
+            search,
+            saliency,
             masks,
             0.5 * outputs.square().sum(dim=1) @ chances,
             torch.stack([to_dense(_kernel(system, k).jacobian) for k in range(SEEN)]),
