@@ -10,8 +10,11 @@ from numpy import ndarray
 from scipy.special import j1
 from torch import Tensor
 
+from kpflow.estimate import effective_rank
+from kpflow.operators import Dense
+
 from .draws import normal
-from .entry import Check, Entry, Panel, curve, formula, identity, pair, points
+from .entry import Check, Entry, Panel, formula, identity, pair
 from .exponents import exponent
 from .students import linear_network, output_ntk
 
@@ -52,6 +55,7 @@ class Observed(NamedTuple):
     distances: ndarray  # [s, 3], from equations of low resolution, of high, and of high with the usual first velocity
     modes: ndarray  # of a linear student's residual: product of the two factors per step, by mode of the NTK
     kernel: ndarray  # eigenvalues of the NTK
+    ranks: ndarray  # [2, 41], effective rank of the NTK on what is not yet learned, by Nesterov's method and without
 
 
 @final
@@ -62,6 +66,7 @@ class Predicted(NamedTuple):
     radii: list[float]
     cycle: ndarray
     modes: ndarray
+    ranks: ndarray
 
 
 @final
@@ -96,6 +101,7 @@ class Acceleration(Entry[System, Observed, Predicted]):
         long = _iterate(fading, float, 1.0, 2000, fading=True)
         ends = [_iterate(method, _lessard, 3.07, 3000)[-3:] for method in _tuned(1.0, 25.0, system.nudge)]
         kernel = output_ntk(linear_network([torch.zeros(1, 6, dtype=torch.float64)]), system.design).numpy()
+        values = np.linalg.eigvalsh(kernel)
         return Observed(
             [_iterate(fading._replace(rate=s), float, 1.0, round(TIME / math.sqrt(s)), fading=True) for s in STEPS],
             float((0.5 * long**2 * 0.1 * np.arange(1, 2002) ** 2 / 2).max()),
@@ -104,7 +110,8 @@ class Acceleration(Entry[System, Observed, Predicted]):
             [float(np.abs(ends[i]).max()) for i in (0, 2)],
             np.array([_distances(s, system.nudge) for s in RESOLVED]),
             _student(system, kernel),
-            np.linalg.eigvalsh(kernel),
+            values,
+            np.array([_ranks(system, method) for method in _with_and_without(values, system.nudge)]),
         )
 
     def predict(self, system: System) -> Predicted:
@@ -117,6 +124,7 @@ class Acceleration(Entry[System, Observed, Predicted]):
             [1 - 1 / root, (root - 1) / (root + 1), 1 - 1 / root],
             np.sort(np.array([792.0, -2208.0, 2592.0]) / 1225),
             method.momentum * (1 - method.rate * values),
+            np.array([_rank_law(values, method) for method in _with_and_without(values)]),
         )
 
     def check(self, system: System, observed: Observed, predicted: Predicted) -> list[Check]:
@@ -136,19 +144,20 @@ class Acceleration(Entry[System, Observed, Predicted]):
             formula.at_most("with ẋ(0) = −2√s ∇f/(1 + √μs): exponent", 0.6, plain),
             identity.close("the NTK of the student is XXᵀ", gram, observed.kernel, 1e-12),
             identity.close("factors of its modes: β(1 − αλ)", predicted.modes, observed.modes, 1e-6, relative=True),
+            formula.close("effective rank of what is left of it", predicted.ranks, observed.ranks, 1e-6, relative=True),
         ]
 
     def panels(self, system: System, observed: Observed, predicted: Predicted) -> tuple[Panel, Panel]:
         times = math.sqrt(STEPS[-1]) * np.arange(1, len(observed.paths[-1]) + 1)
-        method = _of_student(observed.kernel)
-        values = np.linspace(observed.kernel[0] / 2, observed.kernel[-1], 100)
-        factors = np.sqrt(method.momentum * (1 - method.rate * values))
         path = pair("2 J₁(t)/t", times, predicted.paths[-1], observed.paths[-1], every=20)
-        law = curve("√(β(1 − αλ))", values, factors)
-        seen = points("", observed.kernel, np.sqrt(np.abs(observed.modes)))
+        ranks = [
+            line
+            for i, name in enumerate(("Nesterov's method", "without momentum"))
+            for line in pair(name, range(41), predicted.ranks[i], observed.ranks[i], i)
+        ]
         return (
             Panel.of("Nesterov's method on x²/2", "time k√s", "x", *path),
-            Panel.of("Modes of the NTK under momentum", "eigenvalue λ", "factor per step", law, seen),
+            Panel.of("The NTK on what is not yet learned", "step", "effective rank", *ranks),
         )
 
 
@@ -214,3 +223,26 @@ def _student(system: System, kernel: ndarray) -> ndarray:
     r = (_iterate(method, lambda w: X.T @ (X @ w - 1), np.zeros(6), 7) @ X.T - 1) @ modes
     casorati = r[1:-1] ** 2 - r[2:] * r[:-2]
     return np.cbrt(casorati[4] / casorati[1])
+
+
+def _with_and_without(values: ndarray, nudge: float = 0.0) -> tuple[Method, Method]:
+    """The student's method, and gradient descent."""
+    method = _of_student(values, nudge)
+    return method, Method(method.rate, 0.0, 0.0)
+
+
+def _ranks(system: System, method: Method) -> list[float]:
+    """Effective rank of R Θ Rᵀ over 40 steps, R from the residual at first to that now, Θ = XXᵀ the NTK."""
+    X, one = system.design.numpy(), np.eye(4)
+    path = _iterate(method, lambda w: X.T @ (X @ w - one), np.zeros((6, 4)), 40)
+    return [effective_rank(Dense(torch.from_numpy((X @ w - one) @ X))).value for w in path]
+
+
+def _rank_law(values: ndarray, method: Method) -> ndarray:
+    """The same by the two roots of z² − (1 + β)(1 − αλ) z + β(1 − αλ) for each mode."""
+    kept = 1 - method.rate * values
+    half, product = (1 + method.momentum) * kept / 2, method.momentum * kept
+    root = np.sqrt((half**2 - product).astype(complex))
+    one, two, steps = half + root, half - root, np.arange(41)[:, None]
+    left = values * np.abs((one ** (steps + 1) * (1 - two) - two ** (steps + 1) * (1 - one)) / (one - two)) ** 2
+    return left.sum(axis=1) ** 2 / (left**2).sum(axis=1)

@@ -8,12 +8,13 @@ import torch
 from numpy import ndarray
 from torch import Tensor, nn
 
+from kpflow.estimate import effective_rank
 from kpflow.flow import Ntk, ParameterKernel, Propagator
 from kpflow.operators import Restriction, to_dense
 from kpflow.states import linearise
 
 from .draws import normal
-from .entry import Check, Entry, Panel, curve, formula, identity, monte_carlo, points
+from .entry import Check, Entry, Panel, curve, identity, monte_carlo, points
 
 __all__ = ["Approach"]
 
@@ -29,6 +30,7 @@ class System(NamedTuple):
     strengths: tuple[float, ...]
     direction: ndarray  # v
     draw: np.random.Generator
+    probes: torch.Generator
     trials: int
     slack: float
 
@@ -44,7 +46,7 @@ class Observed(NamedTuple):
     blocks: tuple[ndarray, ndarray]  # of two trials, by the package and by sums over the past
     channel: ndarray  # [w], mean over trials
     others: ndarray
-    exponent: float
+    rank: float  # effective rank of the tanh network's NTK, by 24 products
 
 
 @final
@@ -65,7 +67,7 @@ class Approach(Entry[System, Observed, Predicted]):
 
     name = "approach"
     title = "Approach to a bifurcation"
-    paper = "Hazelden et al. 2025, arXiv 2507.06381; Hazelden, Shea-Brown 2026, arXiv 2605.12763"
+    paper = "Hazelden et al. 2025, arXiv 2507.06381; Hazelden, Shea-Brown 2026, arXiv 2605.12763; arXiv 2511.10796"
     kernels = (
         "P supplies (1 − w²)⁻² of the growth and K the rest, both along v: near the bifurcation the NTK has effective "
         "rank one."
@@ -84,13 +86,14 @@ class Approach(Entry[System, Observed, Predicted]):
         for value in model.parameters():
             value.data = 0.5 * normal(generator, *value.shape)
         inputs, direction = normal(generator, 2, 5, 2), draw.standard_normal(UNITS)
-        strengths = tuple(w for w in (0.5, 0.8, 0.9) if w < nearest)
+        strengths = tuple(w for w in (0.25, 0.5, 0.8, 0.9) if w < nearest)
         return System(
             model,
             inputs,
             (*strengths, nearest),
             direction / np.linalg.norm(direction),
             draw,
+            generator,
             3000 if short else 10_000,
             0.05 if broken else 0.0,
         )
@@ -99,7 +102,6 @@ class Approach(Entry[System, Observed, Predicted]):
         lin = linearise(system.model, system.inputs)
         P, kernel = to_dense(Propagator(lin)), to_dense(ParameterKernel(lin))
         means = np.array([_past(system, w).mean(axis=1) for w in system.strengths])
-        near = [_exact_sum(w) for w in (0.99, 0.999)]
         return Observed(
             to_dense(Ntk(lin)),
             P @ kernel @ P.mT,
@@ -108,21 +110,27 @@ class Approach(Entry[System, Observed, Predicted]):
             _two_ways(system, 0.8),
             means[:, 0],
             means[:, 1],
-            math.log(near[1] / near[0]) / math.log(0.001 / 0.01),
+            effective_rank(Ntk(lin), method="deflated", budget=24, generator=system.probes).value,
         )
 
     def predict(self, system: System) -> Predicted:
         return _expected(np.array(system.strengths))
 
     def check(self, system: System, observed: Observed, predicted: Predicted) -> list[Check]:
+        apart, rank = (
+            np.diff(np.log1p(-np.array(system.strengths))),
+            observed.ntk.trace() ** 2 / observed.ntk.square().sum(),
+        )
+        law, growth = (np.diff(np.log(values.channel)) / apart for values in (predicted, observed))
         return [
             identity.close("NTK = P K Pᵀ of a tanh network", observed.composed, observed.ntk, 1e-12),
             identity.close("K = D (ZZᵀ ⊗ I) D", observed.explicit, observed.kernel, 1e-12),
             identity.close("NTK at the last step, by sums over the past", *observed.blocks, 1e-10),
             monte_carlo.close("channel along v", predicted.channel, observed.channel, 0.12, relative=True),
             monte_carlo.close("across v", predicted.others, observed.others, 0.1, relative=True),
-            monte_carlo.close("share of the channel in the trace", _share(predicted), _share(observed), 0.03),
-            formula.close("exponent of the growth with 1 − w", -3.0, observed.exponent, 0.02),
+            monte_carlo.close("share of the channel in the trace", _share(predicted), _share(observed), 0.02),
+            monte_carlo.close("exponent of the growth with 1 − w, which comes to −3", law, growth, 0.2),
+            monte_carlo.close("effective rank of the NTK by few products", rank, observed.rank, 0.2, relative=True),
         ]
 
     def panels(self, system: System, observed: Observed, predicted: Predicted) -> tuple[Panel, Panel]:
@@ -192,9 +200,3 @@ def _two_ways(system: System, strength: float) -> tuple[ndarray, ndarray]:
     powers = strength ** np.arange(10, -1, -1.0)
     along = ((powers[:, None] * before).sum(axis=1) ** 2).sum(axis=1)
     return np.array(known), np.concatenate([along, (before[:, -1] ** 2).sum(axis=1)])
-
-
-def _exact_sum(w: float) -> float:
-    """Σ_ab w^(a + b + |a − b|)/(1 − w²) = Σ_m (2m + 1) w^(2m)/(1 − w²), term by term."""
-    powers = np.arange(round(40 / (1 - w)))
-    return float(((2 * powers + 1) * w ** (2.0 * powers)).sum() / (1 - w**2))

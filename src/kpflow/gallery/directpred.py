@@ -43,7 +43,7 @@ class Observed(NamedTuple):
     fold: float
     collapsed: tuple[float, float]  # ‖W‖ without stop-gradient, and with it, over the start
     plain: Tensor  # [t], ‖W‖ with Wp = I
-    spectrum: Tensor  # [40], of the effective kernel in the end
+    spectra: Tensor  # [3, 40], of the effective kernel at first, midway and in the end
 
 
 @final
@@ -54,7 +54,7 @@ class Predicted(NamedTuple):
     averaged: Tensor
     rests: tuple[float, float]  # p₋ and p₊
     fold: float
-    spectrum: Tensor
+    spectra: Tensor
 
 
 @final
@@ -106,7 +106,7 @@ class DirectPred(Entry[System, Observed, Predicted]):
             float(decays[int((settled < 0.2).int().argmax())]),
             (float(norm(opened[:, :8]) / norm(W)), float(norm(still[-1, :, :8]) / norm(W))),
             norm(plain, dim=(1, 2)) / norm(W),
-            torch.linalg.eigvals(_kernel(still[-1])).real.sort().values,
+            torch.stack([torch.linalg.eigvals(_kernel(state)).real.sort().values for state in still[_seen(still)]]),
         )
 
     def predict(self, system: System) -> Predicted:
@@ -115,11 +115,15 @@ class DirectPred(Entry[System, Observed, Predicted]):
             rk4(_mode_flow(system.decay, rate), torch.cat([start[:2], tau * start[2:]]), STEP, system.steps, every=50)
             for rate, tau in ((0.0, 1.0), (0.5, 0.8))
         )
-        p, s, _ = modes[-1]
-        pairs = (p.square() - p)[:, None] + torch.cat([s, s.new_zeros(3)])
+        p, s, _ = modes[_seen(modes)].unbind(dim=1)
+        pairs = (p.square() - p)[:, :, None] + torch.cat([s, s.new_zeros(3, 3)], dim=1)[:, None]
         root, twice = math.sqrt(1 - 4 * system.decay * (1 + SPREAD)), 2 * (1 + SPREAD)
         return Predicted(
-            modes, averaged, ((1 - root) / twice, (1 + root) / twice), 1 / (2 * twice), pairs.flatten().sort().values
+            modes,
+            averaged,
+            ((1 - root) / twice, (1 + root) / twice),
+            1 / (2 * twice),
+            pairs.flatten(1).sort(dim=1).values,
         )
 
     def check(self, system: System, observed: Observed, predicted: Predicted) -> list[Check]:
@@ -138,7 +142,7 @@ class DirectPred(Entry[System, Observed, Predicted]):
             formula.at_most("‖W‖ without stopping the gradient, over the start", 1e-2, without),
             formula.at_least("the same with it", 0.3, with_),
             formula.close("‖W‖ without a predictor: e^{−σ²t}", torch.exp(-SPREAD * times), observed.plain, 1e-8),
-            identity.close("spectrum of (J − J_target) Jᵀ: pᵢ² − pᵢ + sⱼ", predicted.spectrum, observed.spectrum, 1e-8),
+            identity.close("spectrum of (J − J_target) Jᵀ: pᵢ² − pᵢ + sⱼ", predicted.spectra, observed.spectra, 1e-8),
         ]
 
     def panels(self, system: System, observed: Observed, predicted: Predicted) -> tuple[Panel, Panel]:
@@ -149,10 +153,14 @@ class DirectPred(Entry[System, Observed, Predicted]):
             for line in pair(f"p₀ = {float(seen[0]):.2f}", times, known, seen, i)
         ]
         edge = curve("p₋", [0.0, STEP * system.steps], [predicted.rests[0]] * 2, group=7)
-        spectra = pair("pᵢ² − pᵢ + sⱼ", range(1, 41), predicted.spectrum, observed.spectrum)
+        spectra = [
+            line
+            for i, when in enumerate(("at first", "midway", "in the end"))
+            for line in pair(when, range(1, 41), predicted.spectra[i], observed.spectra[i], i)
+        ]
         return (
             Panel.of("Modes of the predictor", "time", "p", *modes, edge),
-            Panel.of("Spectrum of (J − J_target) Jᵀ in the end", "number", "eigenvalue", *spectra),
+            Panel.of("Spectrum of (J − J_target) Jᵀ: pᵢ² − pᵢ + sⱼ", "number", "eigenvalue", *spectra),
         )
 
 
@@ -182,6 +190,11 @@ def _modes_of(system: System, path: Tensor) -> Tensor:
     W, predictor, target = (system.basis.mT @ part for part in path.split((8, 5, 8), dim=2))
     p, s = (predictor @ system.basis).diagonal(dim1=1, dim2=2), W.square().sum(dim=2)
     return torch.stack([p, s, (target * W).sum(dim=2) / s], dim=1)
+
+
+def _seen(path: Tensor) -> list[int]:
+    """Places on a path whose kernel is looked at."""
+    return [0, len(path) // 4, len(path) - 1]
 
 
 def _mode_flow(decay: float | Tensor, rate: float = 0.0, factor: float = 1.0) -> Callable[[Tensor], Tensor]:

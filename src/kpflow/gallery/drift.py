@@ -42,7 +42,7 @@ class Observed(NamedTuple):
     local: Tensor  # [3, steps]
     everywhere: Tensor  # [2, steps]
     games: Tensor  # [2, steps]
-    quadratic: Tensor  # [6], of e^{−rt} after 30 steps over the descent's
+    quadratic: Tensor  # [6], what 30 steps of descent leave
     bilinear: float
     kernel: Tensor  # [6, 6]
     residuals: Tensor  # [41, 6]
@@ -101,12 +101,14 @@ class Drift(Entry[System, Observed, Predicted]):
             played = system.players + system.rate * step * _game(system.players)
             fields = (_game, modified_flow(_game, step))
             games.append([_distance(flow, system.players, step, 4, played) for flow in fields])
-        left = torch.exp(-30 * 0.1 * finite_step_rates(CURVATURES, 0.1)).real
+        left = torch.ones_like(CURVATURES)
+        for _ in range(30):
+            left = left - 0.1 * system.rate * CURVATURES * left
         return Observed(
             torch.tensor(local).mT,
             torch.tensor(everywhere).mT,
             torch.tensor(games).mT,
-            left / (1 - 0.1 * system.rate * CURVATURES) ** 30,
+            left,
             _growth(0.1 * system.rate),
             linear_ntk([torch.ones(1, 4, dtype=torch.float64)], system.design),
             _residuals(system),
@@ -120,7 +122,8 @@ class Drift(Entry[System, Observed, Predicted]):
 
     def check(self, system: System, observed: Observed, predicted: Predicted) -> list[Check]:
         gram, growth = system.design @ system.design.mT, observed.bilinear
-        signs = finite_step_rates(torch.tensor([1.999, 2.001], dtype=torch.float64), 1.0).real.sign()
+        left = observed.quadratic
+        rates = finite_step_rates(CURVATURES, 0.1)
         local, everywhere, games = (
             [exponent(STEPS[-2:], errors[-2:]) for errors in found]
             for found in (observed.local, observed.everywhere, observed.games)
@@ -129,8 +132,8 @@ class Drift(Entry[System, Observed, Predicted]):
             formula.close("order of the error of one step: three flows", [2, 3, 4], local, 0.12),
             formula.close("after a time: two flows", [1, 2], everywhere, 0.12),
             formula.close("of one step of a game: two flows", [2, 3], games, 0.02),
-            identity.close("e^{−rt} on quadratics, ηλ from 0.03 to 2.1", 1.0, observed.quadratic, 1e-12),
-            identity.close("sign of the rate below and above ηλ = 2", [1.0, -1.0], signs, 0.0),
+            identity.close("30 steps on quadratics: e^{−rt}", torch.exp(-3 * rates).real, left, 1e-12, relative=True),
+            identity.close("they grow where the rate is negative", (rates.real < 0).double(), (left > 1).double(), 0.0),
             identity.close(
                 "growth in a bilinear game: log(1 + η²)/2η", predicted.bilinear, growth, 1e-12, relative=True
             ),

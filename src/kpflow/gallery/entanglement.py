@@ -85,7 +85,10 @@ class Entanglement(Entry[System, Observed, Predicted]):
         "The two changes are η d Θ(1, −1)ᵀ with Θ the 2×2 cross-objective block of the NTK, and the stages of "
         "`kpflow.flow.objectives` show on the way from error to change where the two became alike."
     )
-    omits = "Large language models, reference policies, and the other margin losses."
+    omits = (
+        "Large language models, reference policies, and the other margin losses; states split into what two answers "
+        "share and where they part (The Geometric Price of Discrete Logic, arXiv 2603.23577)."
+    )
 
     def make(self, seed: int = 0, *, short: bool = False, broken: bool = False) -> System:
         generator = torch.Generator().manual_seed(seed)
