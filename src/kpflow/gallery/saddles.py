@@ -7,14 +7,17 @@ import numpy as np
 import torch
 from numpy import ndarray
 
+from kpflow.estimate import spectrum
+from kpflow.flow import Ntk
+
 from .entry import Check, Entry, Panel, curve, formula, identity, pair, points
-from .students import linear_ntk
+from .students import linear_map, linearise_map
 
 __all__ = ["Saddles"]
 
 MODES = np.array([4.0, 2.0, 1.0, 0.5])
 SCALES = (1e-4, 1e-5, 1e-6, 1e-7)
-RATE = 0.02
+RATE, EVERY = 0.02, 60
 KNOTS = np.stack([np.linspace(-2.0, 2.0, 41), np.ones(41)])  # inputs (x, 1)
 HEIGHTS = 0.9 * (KNOTS[0] + 1).clip(0) - 1.8 * (KNOTS[0] - 0.2).clip(0) + 1.9 * (KNOTS[0] - 1.2).clip(0)
 COVARIANCE = np.array([2.0, 1.3, 0.8])
@@ -38,7 +41,8 @@ class Observed(NamedTuple):
 
     losses: ndarray
     rests: list[int]
-    kernels: list[int]
+    kernels: list[int]  # rank of the NTK at the rests
+    course: list[int]  # and every 60 steps
     delays: ndarray  # [4], d time / d ln(1/scale) of every mode
     relu: list[float]
     neurons: list[int]
@@ -87,13 +91,13 @@ class Saddles(Entry[System, Observed, Predicted]):
         delays = [(path.diagonal(axis1=1, axis2=2) > MODES / 2).argmax(axis=0) for path, _, _ in paths.values()]
         path, slopes, weights = paths[1e-5]
         ranks = (np.linalg.svd(path, compute_uv=False) > 0.1 * MODES).sum(1)
-        rests, white = [_rest(slopes, ranks == k) for k in range(5)], torch.eye(4, dtype=torch.float64)
-        kernels = [torch.linalg.eigvalsh(linear_ntk(torch.from_numpy(weights[k]).unbind(), white)) for k in rests]
+        rests, moments = [_rest(slopes, ranks == k) for k in range(5)], range(0, len(path), EVERY)
         relu, neurons = _relu(system)
         return Observed(
             0.5 * ((np.diag(MODES) - path) ** 2).sum((1, 2)),
             rests,
-            [int((values > 0.05).sum()) for values in kernels],
+            [_kernel_rank(weights[k]) for k in rests],
+            [_kernel_rank(weights[k]) for k in moments],
             np.polyfit(-np.log(SCALES), RATE * np.array(delays), 1)[0],
             relu,
             neurons,
@@ -131,11 +135,21 @@ class Saddles(Entry[System, Observed, Predicted]):
             for k, plateau in enumerate(predicted.plateaus[:4].tolist())
         ]
         seen = points("", times[::12], observed.losses[::12], group=4)
-        ranks = pair("d² − (d − k)²", range(5), predicted.kernels, observed.kernels)
+        ranks = [
+            *pair("d² − (d − k)² at saddle k", times[observed.rests], predicted.kernels, observed.kernels),
+            points("on the way", times[::EVERY], observed.course, 1),
+        ]
         return (
             Panel.of("Loss of a linear net: it rests at each rank", "time", "loss", *rests, seen),
-            Panel.of("Rank of the NTK at each saddle", "modes learned", "rank", *ranks),
+            Panel.of("Rank of the NTK", "time", "rank", *ranks),
         )
+
+
+def _kernel_rank(weights: ndarray) -> int:
+    """Number of eigenvalues of a linear net's NTK at white inputs that are not tiny."""
+    first, second = torch.from_numpy(weights)
+    lin = linearise_map(linear_map, torch.eye(4, dtype=torch.float64), {"W₁": first, "W₂": second})
+    return int((spectrum(Ntk(lin)) > 0.05).sum())
 
 
 def _rest(slopes: ndarray, here: ndarray) -> int:
