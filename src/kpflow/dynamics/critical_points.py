@@ -14,11 +14,12 @@ import torch
 from jaxtyping import Complex, Float
 from torch import Tensor
 
-from kpflow._checks import check_finite, check_positive, check_range, check_tensor
+from kpflow._checks import check_positive, check_range, check_tensor
 from kpflow.spaces import Space
 
+from .arguments import check_device, check_static_input
 from .expansions import Critical, Expansion, checked_point, solve
-from .manifolds import complex_coefficients, real_coefficients, shifted
+from .manifolds import complex_coefficients, real_coefficients
 from .maps import exact_derivatives, static_map
 from .parametric import Named, ParametricMap, parametric_map
 from .polish import check_smooth, polished
@@ -267,7 +268,7 @@ class _Sensitivities:
 
     def _adjoint(self, slope: Tensor, bordered: bool) -> Tensor:
         """w with (I − J)ᵀ w = slope (flows: −Jᵀ w); bordered: with uᵀ dh̄ = 0 for every motion dh̄ of the point."""
-        matrix = shifted(self.expansion, 0.0 if self.flow else 1.0).mT
+        matrix = self.expansion.shifted(0.0 if self.flow else 1.0).mT
         if not bordered:
             return solve(matrix, slope, "−A" if self.flow else "I − A")
         left, right = self.pair.left, self.pair.right
@@ -303,16 +304,9 @@ def _two_arguments(step: Any, mapping: ParametricMap, parameters: Named | None) 
 def _check_arguments(
     point: Tensor, inputs: Tensor, multiplier: complex | float | None, tolerance: float, zero: float, reach: float
 ) -> None:
-    check_tensor("inputs", inputs)
     checked_point(check_tensor("point", point).double())
-    if inputs.ndim != 1:
-        raise ValueError(
-            f"`inputs` must be one static input, shape (I,); got {tuple(inputs.shape)}. Fixed points belong to one "
-            "input: give one step of a sequence, inputs[trial, time]."
-        )
-    if inputs.device != point.device:
-        raise ValueError(f"`inputs` must be on the device of `point`, {point.device}; got {inputs.device}. Move it.")
-    check_finite("inputs", inputs, ("input",))
+    check_device("inputs", check_tensor("inputs", inputs), "point", point)
+    check_static_input("inputs", inputs)
     if multiplier is not None and not cmath.isfinite(multiplier):
         raise ValueError(f"`multiplier` must be a finite number, near which λ is; got {multiplier!r}.")
     check_positive("tolerance", tolerance)

@@ -11,12 +11,13 @@ import torch
 from jaxtyping import Complex, Float, Int
 from torch import Tensor
 
-from kpflow._checks import check_positive, check_range
+from kpflow._checks import check_positive
 
+from .arguments import check_search, check_search_numbers
 from .deadlines import TIME_LIMIT, deadline_in
 from .maps import StaticMap, exact_derivatives, static_map
 from .monodromy import cyclic_matrix, monodromy
-from .periods import check_arguments, orbits
+from .periods import orbits
 from .points import classes
 from .searches import Searched, search
 
@@ -165,13 +166,13 @@ def find_cycles(
         >>> round(float(cycles.multipliers[0, 0].real), 12)  # 4 + 2r − r²
         0.16
     """
-    check_arguments(inputs, seeds, phases=True)
+    check_search(inputs, seeds, "Cycles", phases=True)
     check_positive("period", period, integer=True)
     if seeds.ndim == 3 and seeds.shape[1] != period:
         raise ValueError(
             f"`seeds` of shape (n, phases, H) must have as many phases as `period`, {period}; got {seeds.shape[1]}."
         )
-    _check_numbers(tolerance, descent, iterations, merge, marginal, dt)
+    check_search_numbers(tolerance, descent, iterations, merge, marginal, dt)
     deadline = deadline_in(time_limit)
     with exact_derivatives():
         starts = seeds.detach().to(torch.float64).clone()
@@ -181,7 +182,7 @@ def find_cycles(
         shooting, flat = _shooting(mapping, period), guesses.flatten(1)
         pieces = flat.split(max(1, PIECE_ENTRIES // flat.shape[1] ** 2))
         found = [search(shooting, piece, unit, tolerance, descent, iterations, deadline) for piece in pieces]
-        return _described(mapping, _joined(found), period, deadline.over, merge, marginal, dt)
+        return _described(mapping, Searched.joined(found), period, deadline.over, merge, marginal, dt)
 
 
 def _shooting(mapping: StaticMap, period: int) -> StaticMap:
@@ -193,11 +194,6 @@ def _shooting(mapping: StaticMap, period: int) -> StaticMap:
         return moved.roll(1, dims=1).flatten(1)
 
     return StaticMap(function, False, mapping.limits.repeat(period))
-
-
-def _joined(parts: list[Searched]) -> Searched:
-    names = [field.name for field in dataclasses.fields(Searched)]
-    return Searched(**{name: torch.cat([getattr(part, name) for part in parts]) for name in names})
 
 
 def _described(
@@ -294,12 +290,3 @@ def _statuses(found: Searched, least: Int[Tensor, "n"], period: int, late: bool)
         else unfinished
         for root, flat, lost, own in ends
     )
-
-
-def _check_numbers(tolerance: float, descent: int, iterations: int, merge: float, marginal: float, dt: float) -> None:
-    check_positive("tolerance", tolerance)
-    check_range("descent", descent, 0, integer=True)
-    check_range("iterations", iterations, 0, integer=True)
-    check_range("merge", merge, 0)
-    check_range("marginal", marginal, 0)
-    check_positive("dt", dt)

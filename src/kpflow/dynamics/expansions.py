@@ -10,7 +10,7 @@ from torch import Tensor
 
 from kpflow._checks import check_finite, check_tensor
 
-__all__ = ["Critical", "Expansion", "bordered_solve", "solve"]
+__all__ = ["Critical", "Expansion", "bordered_solve", "check_resonance", "checked_point", "solve"]
 
 Map = Callable[[Tensor], Tensor]
 
@@ -19,6 +19,12 @@ SINGULAR = 1e-8
 
 CONDITION = 1e6
 """Above this condition number of a multiplier its left and right vectors count as orthogonal (a Jordan block)."""
+
+RESONANT = 1e-6
+"""|μᵏ − 1| below this, for k up to 4, is a strong resonance."""
+
+NEARLY_RESONANT = 0.02
+"""|μᵏ − 1| below this, for k up to 4, gives a warning: a number chosen by experience, as steps of flows lie near 1."""
 
 
 @final
@@ -89,6 +95,11 @@ class Expansion:
         multipliers = torch.linalg.eigvals(self.jacobian)
         return complex(multipliers[(multipliers - value).abs().argmin()].item())
 
+    def shifted(self, value: float | complex) -> Tensor:
+        """The matrix value · I − A."""
+        matrix = self.jacobian.to(torch.complex128) if isinstance(value, complex) else self.jacobian
+        return value * torch.eye(len(matrix), dtype=matrix.dtype, device=matrix.device) - matrix
+
     def critical(self, multiplier: complex) -> Critical:
         """The vectors of an eigenvalue of A, which must be simple: the null vectors of A − μ."""
         real = multiplier.imag == 0
@@ -129,6 +140,30 @@ def checked_point(point: Tensor) -> Tensor:
         )
     check_finite("point", point, ("unit",))
     return point
+
+
+def check_resonance(multiplier: complex, symbol: str, coefficient: str, stacklevel: int) -> None:
+    """Refuse μᵏ = 1 for k ≤ 4, and warn close to it: the coefficient says nothing there.
+
+    Args:
+        multiplier: μ.
+        symbol: The letter that it has in the caller's formulas.
+        coefficient: That of the cubic term, which decides elsewhere.
+        stacklevel: Of the warning, 1 for this function.
+    """
+    order = min((1, 2, 3, 4), key=lambda power: abs(multiplier**power - 1))
+    distance = abs(multiplier**order - 1)
+    if distance <= RESONANT:
+        raise ValueError(
+            f"The multiplier {multiplier:.6g} at `point` is a strong resonance, {symbol}^{order} = 1: the coefficient "
+            f"{coefficient} does not decide there. Move along a second parameter, away from the resonance."
+        )
+    if distance < NEARLY_RESONANT:
+        warnings.warn(
+            f"The multiplier {multiplier:.6g} at `point` is close to a strong resonance, |{symbol}^{order} − 1| = "
+            f"{distance:.2g}: {coefficient} holds only very near the bifurcation.",
+            stacklevel=stacklevel,
+        )
 
 
 def solve(matrix: Tensor, vector: Tensor, name: str) -> Tensor:

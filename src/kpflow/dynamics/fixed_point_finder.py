@@ -11,6 +11,7 @@ from torch import Tensor
 
 from kpflow._checks import check_finite, check_positive, check_tensor
 
+from .arguments import check_static_input
 from .fixed_points import find_fixed_points
 from .maps import exact_derivatives, static_map
 from .points import FixedPoints
@@ -144,7 +145,7 @@ def to_fixed_point_finder(
         raise ValueError(
             "`points` must be those of a step; got those of a flow, which has eigenvalues, no multipliers."
         )
-    _check_input(inputs)
+    check_static_input("inputs", inputs)
     count, size = points.states.shape
     unknown = np.full((count, size), np.nan)
     return FinderPoints(
@@ -275,7 +276,7 @@ def _at_one_input(given: Tensor | None, inputs: Tensor | None, count: int) -> tu
                 f"`inputs` must tell the static input, shape (I,), where `data` has not just one; got {has}."
             )
         return different[0], torch.arange(count)
-    _check_input(inputs)
+    check_static_input("inputs", inputs)
     x = inputs.detach().to(torch.float64)
     if given is None:
         return x, torch.arange(count, device=x.device)
@@ -287,10 +288,3 @@ def _at_one_input(given: Tensor | None, inputs: Tensor | None, count: int) -> tu
     if not len(rows):
         raise ValueError("`inputs` must be an input of `data`, to 1e-6; no point belongs to the one given.")
     return x, rows
-
-
-def _check_input(inputs: Tensor) -> None:
-    check_tensor("inputs", inputs)
-    if inputs.ndim != 1:
-        raise ValueError(f"`inputs` must be one static input, shape (I,); got {tuple(inputs.shape)}.")
-    check_finite("inputs", inputs, ("input",))

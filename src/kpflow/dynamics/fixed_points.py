@@ -7,8 +7,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from kpflow._checks import check_finite, check_generator, check_positive, check_range, check_tensor
+from kpflow._checks import check_generator, check_range
 
+from .arguments import check_search, check_search_numbers
 from .certificates import kantorovich
 from .deadlines import TIME_LIMIT, deadline_in
 from .maps import StaticMap, exact_derivatives, float64_copy, static_map
@@ -95,8 +96,8 @@ def find_fixed_points(
         >>> float(points.states.max())
         0.95750402...
     """
-    _check_arguments(inputs, seeds)
-    _check_numbers(tolerance, descent, iterations, merge, marginal, dt)
+    check_search(inputs, seeds)
+    check_search_numbers(tolerance, descent, iterations, merge, marginal, dt)
     check_range("rounds", rounds, 0, integer=True)
     source = check_generator("generator", generator, seeds.device)
     deadline = deadline_in(time_limit)
@@ -193,28 +194,3 @@ def _statuses(mapping: StaticMap, found: Searched, stopped: Stop) -> tuple[Statu
         Status.ROOT if root else Status.SLOW if flat else Status.DIVERGED if lost else Status.HELD if limited else late
         for root, flat, lost, limited in ends
     )
-
-
-def _check_arguments(inputs: Tensor, seeds: Tensor) -> None:
-    for name, value in (("inputs", inputs), ("seeds", seeds)):
-        check_tensor(name, value)
-    if inputs.ndim != 1:
-        raise ValueError(
-            f"`inputs` must be one static input, shape (I,); got {tuple(inputs.shape)}. Fixed points belong to one "
-            "input: give one step of a sequence, inputs[trial, time]."
-        )
-    if seeds.ndim != 2 or not seeds.numel():
-        raise ValueError(f"`seeds` must be states to start from, shape (n, H), at least one; got {tuple(seeds.shape)}.")
-    if inputs.device != seeds.device:
-        raise ValueError(f"`inputs` must be on the device of `seeds`, {seeds.device}; got {inputs.device}. Move it.")
-    check_finite("inputs", inputs, ("input",))
-    check_finite("seeds", seeds, ("seed", "unit"), "Leave such states out.")
-
-
-def _check_numbers(tolerance: float, descent: int, iterations: int, merge: float, marginal: float, dt: float) -> None:
-    check_positive("tolerance", tolerance)
-    check_range("descent", descent, 0, integer=True)
-    check_range("iterations", iterations, 0, integer=True)
-    check_range("merge", merge, 0)
-    check_range("marginal", marginal, 0)
-    check_positive("dt", dt)

@@ -4,21 +4,12 @@ Notation as of `normal_forms`. The expansion of the manifold, h = h̄ + α v + �
 the equations hold wherever λ² (flows: 2λ) is no other eigenvalue of A.
 """
 
-import warnings
-
 import torch
 from torch import Tensor
 
-from .expansions import Critical, Expansion, solve
-from .normal_forms import NEARLY_RESONANT, RESONANT
+from .expansions import Critical, Expansion, check_resonance, solve
 
-__all__ = ["complex_coefficients", "real_coefficients", "shifted"]
-
-
-def shifted(expansion: Expansion, value: float | complex) -> Tensor:
-    """The matrix value · I − A."""
-    matrix = expansion.jacobian.to(torch.complex128) if isinstance(value, complex) else expansion.jacobian
-    return value * torch.eye(len(matrix), dtype=matrix.dtype, device=matrix.device) - matrix
+__all__ = ["complex_coefficients", "real_coefficients"]
 
 
 def real_coefficients(
@@ -51,11 +42,11 @@ def complex_coefficients(expansion: Expansion, pair: Critical, flow: bool) -> tu
     """
     value = pair.multiplier
     if not flow:
-        _check_resonance(value)
+        check_resonance(value, "λ", "c₁", stacklevel=5)
     v, derivative = pair.right, expansion.derivative
     conjugate = v.conj().resolve_conj()
-    constant = shifted(expansion, 2 * value.real if flow else abs(value) ** 2)
-    doubled = shifted(expansion, 2 * value if flow else value**2)
+    constant = expansion.shifted(2 * value.real if flow else abs(value) ** 2)
+    doubled = expansion.shifted(2 * value if flow else value**2)
     mean = solve(constant, derivative(v, conjugate).real, "|λ|² I − A (flows: 2 Re λ I − A)")
     double = solve(doubled, derivative(v, v), "λ² I − A (flows: 2λ I − A)")
     cubic = derivative(v, v, conjugate) + 2 * derivative(v, mean) + derivative(conjugate, double)
@@ -67,24 +58,7 @@ def complex_coefficients(expansion: Expansion, pair: Critical, flow: bool) -> tu
 
 def _bordered(expansion: Expansion, value: float, vector: Tensor, pair: Critical) -> Tensor:
     """x with (value − A) x = vector and ⟨u, x⟩ = 0, for ⟨u, vector⟩ = 0."""
-    above = torch.cat([shifted(expansion, value), pair.right[:, None]], dim=1)
+    above = torch.cat([expansion.shifted(value), pair.right[:, None]], dim=1)
     below = torch.cat([pair.left, pair.left.new_zeros(1)])[None]
     matrix = torch.cat([above, below])
     return solve(matrix, torch.cat([vector, vector.new_zeros(1)]), f"{value:.6g} I − A, bordered,")[:-1]
-
-
-def _check_resonance(multiplier: complex) -> None:
-    """Refuse λᵏ = 1 for k ≤ 4, and warn close to it: c₁ says nothing there."""
-    order = min((1, 2, 3, 4), key=lambda power: abs(multiplier**power - 1))
-    distance = abs(multiplier**order - 1)
-    if distance <= RESONANT:
-        raise ValueError(
-            f"The multiplier {multiplier:.6g} at `point` is a strong resonance, λ^{order} = 1: the coefficient c₁ does "
-            "not decide there. Move along a second parameter, away from the resonance."
-        )
-    if distance < NEARLY_RESONANT:
-        warnings.warn(
-            f"The multiplier {multiplier:.6g} at `point` is close to a strong resonance, |λ^{order} − 1| = "
-            f"{distance:.2g}: c₁ holds only very near the bifurcation.",
-            stacklevel=4,
-        )

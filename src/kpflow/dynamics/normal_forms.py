@@ -6,7 +6,6 @@ derivatives; A q = μ q, pᴴ A = μ pᴴ, ⟨p, v⟩ = pᴴ v. Coefficients dep
 """
 
 import math
-import warnings
 from collections.abc import Callable, Mapping
 
 import torch
@@ -14,18 +13,12 @@ from torch import Tensor
 
 from kpflow._checks import check_positive
 
-from .expansions import Critical, Expansion, bordered_solve, checked_point, solve
+from .expansions import Critical, Expansion, bordered_solve, check_resonance, checked_point, solve
 from .forms import NormalForm
 
 __all__ = ["flip", "fold", "hopf", "neimark_sacker", "pitchfork", "reduced_equation"]
 
 Map = Callable[[Tensor], Tensor]
-
-RESONANT = 1e-6
-"""|μᵏ − 1| below this, for k up to 4, is a strong resonance."""
-
-NEARLY_RESONANT = 0.02
-"""|μᵏ − 1| below this, for k up to 4, gives a warning: a number chosen by experience, as steps of flows lie near 1."""
 
 
 def fold(step: Map, point: Tensor, *, flow: bool = False, tolerance: float = 1e-6) -> NormalForm:
@@ -191,22 +184,10 @@ def neimark_sacker(
     """
     expansion = _expansion(step, point, False, tolerance)
     mu = _complex_multiplier(expansion, False, multiplier, tolerance)
-    order = min((1, 2, 3, 4), key=lambda power: abs(mu**power - 1))
-    distance = abs(mu**order - 1)
-    if distance <= RESONANT:
-        raise ValueError(
-            f"The multiplier {mu:.6g} at `point` is a strong resonance, μ^{order} = 1: the coefficient d does not "
-            "decide there. Move along a second parameter, away from the resonance."
-        )
-    if distance < NEARLY_RESONANT:
-        warnings.warn(
-            f"The multiplier {mu:.6g} at `point` is close to a strong resonance, |μ^{order} − 1| = {distance:.2g}: d "
-            "holds only very near the bifurcation.",
-            stacklevel=2,
-        )
+    check_resonance(mu, "μ", "d", stacklevel=3)
     critical = expansion.critical(mu)
     rotation = mu / abs(mu)
-    parts = _resonant_cubic(expansion, critical, _shifted(expansion, 1.0), _shifted(expansion, rotation**2))
+    parts = _resonant_cubic(expansion, critical, expansion.shifted(1.0), expansion.shifted(rotation**2))
     cubic = 0.5 * float((rotation.conjugate() * parts).real)
     return _normal_form("neimark-sacker", {"d": cubic}, critical)
 
@@ -237,7 +218,7 @@ def hopf(step: Map, point: Tensor, *, multiplier: complex | None = None, toleran
     expansion = _expansion(step, point, True, tolerance)
     mu = _complex_multiplier(expansion, True, multiplier, tolerance)
     critical = expansion.critical(mu)
-    parts = _resonant_cubic(expansion, critical, _shifted(expansion, 0.0), _shifted(expansion, 2j * mu.imag))
+    parts = _resonant_cubic(expansion, critical, expansion.shifted(0.0), expansion.shifted(2j * mu.imag))
     return _normal_form("hopf", {"l1": float(parts.real) / (2 * mu.imag)}, critical)
 
 
@@ -285,14 +266,7 @@ def _complex_multiplier(expansion: Expansion, flow: bool, wanted: complex | None
 
 def _deviation(expansion: Expansion, flow: bool) -> Tensor:
     """I − A of a map, −A of a flow: singular at a fold and regular at a flip."""
-    return _shifted(expansion, 0.0 if flow else 1.0)
-
-
-def _shifted(expansion: Expansion, value: float | complex) -> Tensor:
-    matrix = expansion.jacobian
-    if isinstance(value, complex):
-        matrix = matrix.to(torch.complex128)
-    return value * torch.eye(len(matrix), dtype=matrix.dtype, device=matrix.device) - matrix
+    return expansion.shifted(0.0 if flow else 1.0)
 
 
 def _coefficient(critical: Critical, vector: Tensor) -> float:

@@ -6,8 +6,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from kpflow._checks import check_finite, check_tensor
+from kpflow._checks import check_finite
 
+from .arguments import check_static_input
 from .expansions import checked_point
 from .maps import exact_derivatives, float64_step, static_map
 from .parametric import parametric_map
@@ -42,7 +43,7 @@ def input_path(step: Callable[..., Any], start: Tensor, end: Tensor, point: Tens
         (<Ending.BOUND: ...>, <Ending.BOUND: ...>)
     """
     for name, value in (("start", start), ("end", end)):
-        _check_static(name, value)
+        check_static_input(name, value)
     if start.shape != end.shape:
         raise ValueError(
             f"`end` must have the shape of `start`, {tuple(start.shape)}; got {tuple(end.shape)}: two inputs of one "
@@ -82,7 +83,7 @@ def checkpoint_path(
         ValueError: The checkpoints have other parameters, buffers or shapes than each other; `inputs` is not static or
             not finite; or as `find_fixed_points` of the steps.
     """
-    _check_static("inputs", inputs)
+    check_static_input("inputs", inputs)
     states = checked_point(point).detach()[None]
     x = inputs.detach().to(states)
     given = (None, None) if parameters is None else parameters
@@ -99,16 +100,6 @@ def checkpoint_path(
         return first.function(h[None], x[None], theta)[0]
 
     return path
-
-
-def _check_static(name: str, value: Tensor) -> None:
-    check_tensor(name, value)
-    if value.ndim != 1:
-        raise ValueError(
-            f"`{name}` must be one static input, shape (I,); got {tuple(value.shape)}. Fixed points belong to one "
-            "input: give one step of a sequence, inputs[trial, time]."
-        )
-    check_finite(name, value, ("input",))
 
 
 def _check_alike(first: Named, second: Named, what: str) -> None:

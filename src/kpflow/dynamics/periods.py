@@ -9,11 +9,12 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from kpflow._checks import check_finite, check_positive, check_range, check_tensor
+from kpflow._checks import check_positive, check_range
 
+from .arguments import check_search
 from .maps import StaticMap, exact_derivatives, static_map
 
-__all__ = ["Periods", "check_arguments", "detect_periods", "orbits"]
+__all__ = ["Periods", "detect_periods", "orbits"]
 
 
 @final
@@ -66,7 +67,7 @@ def detect_periods(
         >>> detect_periods(logistic, torch.zeros(1), torch.tensor([[0.2], [0.4]])).period
         tensor([4, 4])
     """
-    check_arguments(inputs, seeds, phases=False)
+    check_search(inputs, seeds, "Cycles")
     check_positive("max_period", max_period, integer=True)
     check_range("transient", transient, 0, integer=True)
     check_positive("tolerance", tolerance)
@@ -99,23 +100,3 @@ def orbits(mapping: StaticMap, states: Float[Tensor, "n H"], steps: int) -> Floa
     for _ in range(steps):
         orbit.append(_moved(mapping, orbit[-1]))
     return torch.stack(orbit, dim=1)
-
-
-def check_arguments(inputs: Tensor, seeds: Tensor, *, phases: bool) -> None:
-    """Raise unless these are one static input and states, or those of all phases if `phases`."""
-    for name, value in (("inputs", inputs), ("seeds", seeds)):
-        check_tensor(name, value)
-    if inputs.ndim != 1:
-        raise ValueError(
-            f"`inputs` must be one static input, shape (I,); got {tuple(inputs.shape)}. Cycles belong to one input: "
-            "give one step of a sequence, inputs[trial, time]."
-        )
-    if seeds.ndim not in ((2, 3) if phases else (2,)) or not seeds.numel():
-        shapes = "(n, H), or of all phases, shape (n, period, H)" if phases else "(n, H)"
-        raise ValueError(
-            f"`seeds` must be states to start from, shape {shapes}, at least one; got {tuple(seeds.shape)}."
-        )
-    if inputs.device != seeds.device:
-        raise ValueError(f"`inputs` must be on the device of `seeds`, {seeds.device}; got {inputs.device}. Move it.")
-    check_finite("inputs", inputs, ("input",))
-    check_finite("seeds", seeds, ("seed", "phase", "unit")[:: 2 if seeds.ndim == 2 else 1], "Leave such states out.")

@@ -18,6 +18,7 @@ from kpflow._checks import (
     check_tensor,
 )
 
+from .arguments import check_static_input
 from .deadlines import TIME_LIMIT, Deadline, deadline_in
 from .merging import index
 from .piecewise import PiecewiseLinear, piecewise_linear
@@ -287,13 +288,7 @@ def _described(network: PiecewiseLinear, found: _Search, bounded: bool, marginal
 
 def _check_arguments(inputs: Tensor | None, seeds: Tensor | None, method: str, budget: int, marginal: float) -> None:
     if inputs is not None:
-        check_tensor("inputs", inputs)
-        if inputs.ndim != 1:
-            raise ValueError(
-                f"`inputs` must be one static input, shape (I,); got {tuple(inputs.shape)}. Fixed points belong to one "
-                "input: give one step of a sequence, inputs[trial, time]."
-            )
-        check_finite("inputs", inputs, ("input",))
+        check_static_input("inputs", inputs)
     if seeds is not None:
         check_tensor("seeds", seeds)
         check_finite("seeds", seeds, ("seed", "unit"), "Leave such states out.")

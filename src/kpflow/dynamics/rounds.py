@@ -1,7 +1,7 @@
 """Rounds of searches: from the given seeds, and from more of them while the index sum shows that points are missing."""
 
 import dataclasses
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from typing import final
 
 import torch
@@ -75,7 +75,7 @@ def searched_in_rounds(mapping: StaticMap, seeds: Float[Tensor, "n H"], plan: Pl
         if barren == BARREN:
             return found, Stop.SATURATED
         if done < plan.rounds:
-            found = _joined([found, _round(mapping, found, known, seeds, done, plan)])
+            found = Searched.joined([found, _round(mapping, found, known, seeds, done, plan)])
             before, known = len(known.states), _known(mapping, found, plan.merge)
             fresh = len(known.states) - before
             barren = 0 if fresh else barren + 1
@@ -120,7 +120,7 @@ def _known(mapping: StaticMap, found: Searched, merge: float) -> _Known:
 
 
 def _from_seeds(mapping: StaticMap, seeds: Tensor, plan: Plan) -> Searched:
-    return _joined([_piece(mapping, piece, plan) for piece in _pieces(seeds)])
+    return Searched.joined([_piece(mapping, piece, plan) for piece in _pieces(seeds)])
 
 
 def _piece(mapping: StaticMap, seeds: Tensor, plan: Plan) -> Searched:
@@ -131,8 +131,3 @@ def _piece(mapping: StaticMap, seeds: Tensor, plan: Plan) -> Searched:
 
 def _pieces(seeds: Tensor) -> Iterator[Tensor]:
     return iter(seeds.split(max(1, PIECE_ENTRIES // seeds.shape[1] ** 2)))
-
-
-def _joined(parts: Sequence[Searched]) -> Searched:
-    names = [field.name for field in dataclasses.fields(Searched)]
-    return Searched(**{name: torch.cat([getattr(part, name) for part in parts]) for name in names})

@@ -1,6 +1,7 @@
 """Batched searches for zeros of r(h) = F(h) − h: Adam on ½‖r‖², then Levenberg–Marquardt, then Newton."""
 
 import dataclasses
+from collections.abc import Sequence
 from typing import final
 
 import torch
@@ -44,6 +45,12 @@ class Searched:
     root: Bool[Tensor, "n"]
     flat: Bool[Tensor, "n"]
     lost: Bool[Tensor, "n"]
+
+    @staticmethod
+    def joined(parts: "Sequence[Searched]") -> "Searched":
+        """One after the other."""
+        names = [field.name for field in dataclasses.fields(Searched)]
+        return Searched(**{name: torch.cat([getattr(part, name) for part in parts]) for name in names})
 
 
 def search(

@@ -18,6 +18,7 @@ from kpflow.states.gates import Times
 from kpflow.states.steps import Drive, Roles
 from kpflow.states.transitions import DenseTransition, Transition
 
+from .arguments import check_device
 from .maps import float64_step, static_map
 
 __all__ = ["Driven", "Segment", "driven", "stored"]
@@ -262,10 +263,7 @@ def _check_arguments(inputs: Tensor, initial: Tensor, steps: int | None) -> int:
         raise ValueError(
             f"`initial` must have a state for each of the {len(inputs)} trials of `inputs`; got {tuple(initial.shape)}."
         )
-    if inputs.device != initial.device:
-        raise ValueError(
-            f"`inputs` must be on the device of `initial`, {initial.device}; got {inputs.device}. Move it."
-        )
+    check_device("inputs", inputs, "initial", initial)
     if (inputs.ndim == 1) == (steps is None):
         raise ValueError(
             "`steps` goes with one static input (I,), and says how many steps to take; a sequence (B, T, I) has its "
