@@ -6,6 +6,8 @@ from typing import NamedTuple, final
 import torch
 from torch import Tensor
 
+from kpflow.estimate import spectrum
+from kpflow.flow import Ntk
 from kpflow.flow.truncation import (
     NetworkPath,
     aligned_map,
@@ -20,7 +22,7 @@ from kpflow.flow.truncation import (
 
 from .draws import normal, orthogonal
 from .entry import Check, Entry, Panel, curve, formula, identity, points
-from .students import map_jacobian
+from .students import linearise_map
 
 __all__ = ["Truncation"]
 
@@ -151,8 +153,7 @@ class Truncation(Entry[System, Observed, Predicted]):
             identity.close("τ does not see W_*", image, scaled, 1e-13),
             formula.close("β under gradient flow", predicted.shifts, path.shifts[:, 0], 1e-6),
             formula.close("times at which points are cut off", predicted.events, found, 1e-6),
-            formula.close("time of the collapse to a point", predicted.events[-1], found[-1], 1e-6),
-            identity.close("one point is left", left[0], left, 1e-13),
+            identity.close("after the last one point is left", left[0], left, 1e-13),
             formula.close("cost after it falls as e^{−2t}", decay, path.costs[late], 1e-6, relative=True),
             identity.close("gradient by a cluster that is let through", 0.0, observed.other, 0.0),
             formula.close("β of a layer for each of two clusters", predicted.both, observed.both, 1e-6),
@@ -180,8 +181,8 @@ class Truncation(Entry[System, Observed, Predicted]):
 def _spectrum(system: System, shift: Tensor) -> Tensor:
     """Of the NTK over N of τ(x) = Rᵀ (σ(R x + b) − b), of which b learns, but for zeros; rising."""
     turn, bias = system.rotation, {"b": system.rotation @ shift}
-    J = map_jacobian(lambda x, p: (torch.relu(x @ turn.mT + p["b"]) - p["b"]) @ turn, system.points, bias)
-    return torch.linalg.eigvalsh(J @ J.mT)[-len(shift) :] / len(system.points)
+    lin = linearise_map(lambda x, p: (torch.relu(x @ turn.mT + p["b"]) - p["b"]) @ turn, system.points, bias)
+    return spectrum(Ntk(lin))[: len(shift)].flip(0) / len(system.points)
 
 
 def _events(points: Tensor, goals: Tensor, walls: Tensor) -> Tensor:
