@@ -173,7 +173,7 @@ for ax, column, title in zip(axes, (0, 2), ("operator and NTK", "update and grad
     ax.set_xlim(0, 1)
 axes[0].set_yticks(range(len(names)), names, fontsize=8)
 axes[0].invert_yaxis()
-axes[0].legend(fontsize=8, frameon=False, loc="lower right")
+fig.legend(*axes[0].get_legend_handles_labels(), fontsize=8, frameon=False, loc="outside lower center", ncols=2)
 
 # %%
 # The paper's comparison
