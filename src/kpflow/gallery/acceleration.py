@@ -1,8 +1,7 @@
 """Momentum methods as dynamical systems: radii, cycles, and differential equations of low and high resolution."""
 
 import math
-from collections.abc import Callable
-from typing import Any, NamedTuple, final
+from typing import NamedTuple, final
 
 import numpy as np
 import torch
@@ -16,6 +15,7 @@ from kpflow.operators import Dense
 from .draws import normal
 from .entry import Check, Entry, Panel, formula, identity, pair
 from .exponents import exponent
+from .momentum import Method, iterate, radius, tuned
 from .students import linear_network, output_ntk
 
 __all__ = ["Acceleration"]
@@ -23,15 +23,6 @@ __all__ = ["Acceleration"]
 STEPS = (1.6e-3, 4e-4, 1e-4)  # s, of Nesterov's method on x²/2
 RESOLVED = (1e-3, 1e-4, 1.6e-5)  # s, against differential equations
 TIME = 5.0
-
-
-@final
-class Method(NamedTuple):
-    """x⁺ = x + β(x − x₋) − α ∇f(x + γ(x − x₋))."""
-
-    rate: float
-    momentum: float
-    look: float
 
 
 @final
@@ -98,14 +89,14 @@ class Acceleration(Entry[System, Observed, Predicted]):
 
     def run(self, system: System) -> Observed:
         fading = Method(0.1, 1 + system.nudge, 1 + system.nudge)
-        long = _iterate(fading, float, 1.0, 2000, fading=True)
-        ends = [_iterate(method, _lessard, 3.07, 3000)[-3:] for method in _tuned(1.0, 25.0, system.nudge)]
+        long = iterate(fading, float, 1.0, 2000, fading=True)
+        ends = [iterate(method, _lessard, 3.07, 3000)[-3:] for method in tuned(1.0, 25.0, system.nudge)]
         kernel = output_ntk(linear_network([torch.zeros(1, 6, dtype=torch.float64)]), system.design).numpy()
         values = np.linalg.eigvalsh(kernel)
         return Observed(
-            [_iterate(fading._replace(rate=s), float, 1.0, round(TIME / math.sqrt(s)), fading=True) for s in STEPS],
+            [iterate(fading._replace(rate=s), float, 1.0, round(TIME / math.sqrt(s)), fading=True) for s in STEPS],
             float((0.5 * long**2 * 0.1 * np.arange(1, 2002) ** 2 / 2).max()),
-            [_radius(method, system.condition) for method in _tuned(1.0, system.condition, system.nudge)],
+            [radius(method, system.condition) for method in tuned(1.0, system.condition, system.nudge)],
             np.sort(ends[1]),
             [float(np.abs(ends[i]).max()) for i in (0, 2)],
             np.array([_distances(s, system.nudge) for s in RESOLVED]),
@@ -161,37 +152,9 @@ class Acceleration(Entry[System, Observed, Predicted]):
         )
 
 
-def _tuned(low: float, high: float, nudge: float = 0.0) -> tuple[Method, Method, Method]:
-    """Nesterov's method, the heavy ball, and triple momentum, for curvatures between two."""
-    root = math.sqrt(high / low)
-    beta, rho = (root - 1) / (root + 1), 1 - 1 / root
-    return (
-        Method(1 / high, beta + nudge, beta),
-        Method(4 / (math.sqrt(high) + math.sqrt(low)) ** 2, beta**2 + nudge, 0.0),
-        Method((1 + rho) / high, rho**2 / (2 - rho) + nudge, rho**2 / ((1 + rho) * (2 - rho))),
-    )
-
-
 def _of_student(values: ndarray, nudge: float = 0.0) -> Method:
     """Nesterov's, with a rate 0.9/λ_max that no mode is learned at once by."""
-    return _tuned(float(values[0]), float(values[-1]), nudge)[0]._replace(rate=0.9 / float(values[-1]))
-
-
-def _radius(method: Method, condition: float) -> float:
-    """The largest root, double and so known to 1e-8 only, of z² − (1 + β − αλ(1 + γ)) z + β − αλγ for λ from 1 to κ."""
-    values = np.linspace(1.0, condition, 1001)
-    half = (1 + method.momentum - method.rate * values * (1 + method.look)) / 2
-    product = method.momentum - method.rate * values * method.look
-    return float(np.abs(np.abs(half) + np.sqrt((half**2 - product).astype(complex))).max())
-
-
-def _iterate(method: Method, slope: Callable[[Any], Any], start: Any, count: int, *, fading: bool = False) -> ndarray:
-    """The path of a method, its momentum times (k − 1)/(k + 2) if fading."""
-    path = [start, start]
-    for k in range(count):
-        moved = (path[-1] - path[-2]) * ((k - 1) / (k + 2) if fading else 1.0)
-        path.append(path[-1] + method.momentum * moved - method.rate * slope(path[-1] + method.look * moved))
-    return np.array(path[1:])
+    return tuned(float(values[0]), float(values[-1]), nudge)[0]._replace(rate=0.9 / float(values[-1]))
 
 
 def _lessard(x: float) -> float:
@@ -202,8 +165,8 @@ def _lessard(x: float) -> float:
 def _distances(step: float, nudge: float) -> list[float]:
     """Of Nesterov's y on x²/2, tuned to μ = 1/4, from low resolution, high, and high with another start."""
     root, mu = math.sqrt(step), 0.25
-    method = _tuned(mu, 1 / step, nudge)[0]
-    path = _iterate(method, float, 1.0, round(TIME / root))
+    method = tuned(mu, 1 / step, nudge)[0]
+    path = iterate(method, float, 1.0, round(TIME / root))
     ahead = path + method.look * np.diff(path, prepend=1.0)
     low = np.array([[0.0, 1.0], [-1.0, -2 * math.sqrt(mu)]])
     high = low - root * np.array([[0.0, 0.0], [math.sqrt(mu), 1.0]])
@@ -220,7 +183,7 @@ def _student(system: System, kernel: ndarray) -> ndarray:
     """Of residual modes rₖ = a z₁ᵏ + b z₂ᵏ, z₁z₂ from rₖ² − rₖ₊₁ rₖ₋₁ over three steps."""
     values, modes = np.linalg.eigh(kernel)
     method, X = _of_student(values, system.nudge), system.design.numpy()
-    r = (_iterate(method, lambda w: X.T @ (X @ w - 1), np.zeros(6), 7) @ X.T - 1) @ modes
+    r = (iterate(method, lambda w: X.T @ (X @ w - 1), np.zeros(6), 7) @ X.T - 1) @ modes
     casorati = r[1:-1] ** 2 - r[2:] * r[:-2]
     return np.cbrt(casorati[4] / casorati[1])
 
@@ -234,7 +197,7 @@ def _with_and_without(values: ndarray, nudge: float = 0.0) -> tuple[Method, Meth
 def _ranks(system: System, method: Method) -> list[float]:
     """Effective rank of R Θ Rᵀ over 40 steps, R from the residual at first to that now, Θ = XXᵀ the NTK."""
     X, one = system.design.numpy(), np.eye(4)
-    path = _iterate(method, lambda w: X.T @ (X @ w - one), np.zeros((6, 4)), 40)
+    path = iterate(method, lambda w: X.T @ (X @ w - one), np.zeros((6, 4)), 40)
     return [effective_rank(Dense(torch.from_numpy((X @ w - one) @ X))).value for w in path]
 
 

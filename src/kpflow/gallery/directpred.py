@@ -43,7 +43,7 @@ class Observed(NamedTuple):
     fold: float
     collapsed: tuple[float, float]  # ‖W‖ without stop-gradient, and with it, over the start
     plain: Tensor  # [t], ‖W‖ with Wp = I
-    spectra: Tensor  # [3, 40], of the effective kernel at first, midway and in the end
+    spectra: Tensor  # [3, 40], of the effective kernel at first, after a quarter and in the end
 
 
 @final
@@ -155,7 +155,7 @@ class DirectPred(Entry[System, Observed, Predicted]):
         edge = curve("p₋", [0.0, STEP * system.steps], [predicted.rests[0]] * 2, group=7)
         spectra = [
             line
-            for i, when in enumerate(("at first", "midway", "in the end"))
+            for i, when in enumerate(("at first", "after a quarter", "in the end"))
             for line in pair(when, range(1, 41), predicted.spectra[i], observed.spectra[i], i)
         ]
         return (

@@ -13,6 +13,7 @@ from kpflow.operators import Dense
 from .draws import normal
 from .entry import Check, Entry, Panel, formula, monte_carlo, pair, points
 from .flows import rk4
+from .prompts import attend, regression_prompts, sampled_loss
 from .students import map_jacobian
 
 __all__ = ["InContext"]
@@ -74,8 +75,8 @@ class InContext(Entry[System, Observed, Predicted]):
     title = "Linear regression in context"
     paper = "He, Pan, Chen, Yang 2025, In-Context Linear Regression Demystified, arXiv 2503.12734"
     kernels = (
-        "K has a block for the scales ω (KQ) and one for the weights μ (OV), which grow together: the early course is "
-        "the rank-one saddle of a linear network of two layers."
+        "K has a block for the scales ω (KQ) and one for the weights μ (OV), which grow at one rate from the saddle of "
+        "a linear network of two layers: its effective rank rises while both count, and comes to that of KQ."
     )
     omits = "Several tasks at once, and more than two heads."
 
@@ -106,9 +107,11 @@ class InContext(Entry[System, Observed, Predicted]):
         path = paths[:, 0]
         small, mass = torch.tensor([0.01, -0.01], dtype=torch.float64), 1 / (1 + MANY / LENGTH)
         states = [torch.tensor([[0.25], [1.0]]).double(), path[-1, 0, :, :1], torch.stack([small, small * mass / 2e-4])]
-        midway, optimal, cancelling = (_sampled(_isotropic(state), LENGTH, system.generator) for state in states)
+        midway, optimal, cancelling = (
+            sampled_loss(_isotropic(state), LENGTH, NOISE, system.generator) for state in states
+        )
         trained = _adam(system)
-        prompts, _ = _data(40, SIZE, LENGTH, system.generator)
+        prompts, _ = regression_prompts(40, SIZE, LENGTH, NOISE, system.generator)
         return Observed(
             path,
             torch.stack([_surrogate(ends, float(length)) for ends, length in zip(paths[-1], LENGTHS, strict=True)]),
@@ -116,7 +119,7 @@ class InContext(Entry[System, Observed, Predicted]):
             optimal,
             cancelling,
             trained,
-            _sampled(trained, 32, system.generator),
+            sampled_loss(trained, 32, NOISE, system.generator),
             [_ranks(_isotropic(path[k, 1]), prompts) for k in SEEN],
         )
 
@@ -201,38 +204,12 @@ def _isotropic(state: Tensor) -> dict[str, Tensor]:
     return {"key": scales[:, :, None] * one[:, :SIZE], "value": weights * one[SIZE]}
 
 
-def _attend(prompts: Tensor, model: Mapping[str, Tensor]) -> Tensor:
-    """Σ_h OV_h·Σ_l z_l softmax_l(z_lᵀ KQ_h x_q) of tokens z = (x, y), the query last, `[B, 1]`."""
-    tokens, query = prompts[:, :-1], prompts[:, -1, :-1]
-    scores = tokens @ (model["key"] @ query[:, None, :, None])[..., 0].mT  # [B, L, heads]
-    read = torch.softmax(scores, dim=1).mT @ tokens  # [B, heads, d + 1]
-    return (read * model["value"]).sum(dim=(1, 2))[:, None]
-
-
 def _ranks(model: Mapping[str, Tensor], prompts: Tensor) -> list[float]:
     """Effective ranks of the NTK and of its parts of KQ and OV."""
     flat = prompts.flatten(1)
-    J = map_jacobian(lambda x, model: _attend(x.view(-1, *prompts.shape[1:]), model), flat, model)
+    J = map_jacobian(lambda x, model: attend(x.view(-1, *prompts.shape[1:]), model), flat, model)
     parts = J.split([value.numel() for value in model.values()], dim=1)
     return [effective_rank(Dense(part)).value for part in (J, *parts)]
-
-
-def _data(count: int, size: int, length: int, generator: Generator) -> tuple[Tensor, Tensor]:
-    """Prompts `[B, L + 1, d + 1]`, of which the last holds the query and 0, and their targets `[B, 1]`."""
-    x, beta = normal(generator, count, length + 1, size), normal(generator, count, size, 1) / math.sqrt(size)
-    y = x @ beta + math.sqrt(NOISE) * normal(generator, count, length + 1, 1)
-    target = y[:, -1].clone()
-    y[:, -1] = 0.0
-    return torch.cat([x, y], dim=2), target
-
-
-def _sampled(model: Mapping[str, Tensor], length: int, generator: Generator) -> float:
-    """Mean square error over 20 000 prompts."""
-    losses = []
-    for _ in range(40):
-        prompts, target = _data(500, model["key"].shape[2], length, generator)
-        losses.append((_attend(prompts, model) - target).square().mean())
-    return float(torch.stack(losses).mean())
 
 
 def _adam(system: System) -> dict[str, Tensor]:
@@ -242,8 +219,8 @@ def _adam(system: System) -> dict[str, Tensor]:
     optimiser = torch.optim.Adam(model.values(), lr=rate)
     for step in range(system.updates):
         optimiser.param_groups[0]["lr"] = rate * (1 - step / system.updates)
-        prompts, target = _data(64, 4, 32, system.generator)
+        prompts, target = regression_prompts(64, 4, 32, NOISE, system.generator)
         optimiser.zero_grad()
-        (_attend(prompts, model) - target).square().mean().backward()
+        (attend(prompts, model) - target).square().mean().backward()
         optimiser.step()
     return {name: value.detach() for name, value in model.items()}
