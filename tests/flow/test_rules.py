@@ -220,6 +220,16 @@ def test_curvature_is_the_fisher_information_of_the_loss():
     torch.testing.assert_close(to_dense(loss_curvature(squared, y, space)), torch.diag(weights))
 
 
+def test_a_metric_on_the_outputs_is_that_of_their_kernel():
+    model, inputs = seeded(Read()), randn(B, T, 2, seed=1)
+    lin = kp.linearise(model, inputs)
+    metric = torch.rand(lin.parameters.size, dtype=F64, generator=torch.Generator().manual_seed(3)) - 0.3
+    rule, error = preconditioned(lin, metric, of="outputs"), torch.func.grad(squared)(lin.readout.outputs)
+    gradient = torch.autograd.grad(squared(model(inputs)), list(model.parameters()))
+    torch.testing.assert_close(rule.update(error), metric * torch.cat([g.flatten() for g in gradient]))
+    torch.testing.assert_close(rule.operator(error), kp.Ntk(lin, metric=metric, readout="outputs")(error))
+
+
 @pytest.mark.parametrize("of", ["states", "outputs"])
 def test_gauss_newton_moves_what_it_says_it_moves(of):
     model, inputs = seeded(Read()), randn(B, T, 2, seed=1)
