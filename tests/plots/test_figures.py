@@ -2,6 +2,7 @@
 
 import inspect
 
+import jaxtyping
 import matplotlib
 import numpy as np
 import pytest
@@ -101,9 +102,28 @@ def test_a_count_out_of_range(record, name, count):
         getattr(plots, name)(record, count=count)
 
 
-def test_a_width_too_small(record):
-    with pytest.raises(ValueError, match=r"`width` must be a number of inches above 2; got 1\.5"):
-        plots.loss_and_score(record, width=1.5)
+@pytest.mark.parametrize(
+    ("name", "width"), [*((name, "9") for name in FIGURES), *(("lyapunov", width) for width in (1.5, np.nan, np.inf))]
+)
+def test_a_width_that_is_none(monkeypatch, record, name, width):
+    monkeypatch.setattr(jaxtyping.config, "jaxtyping_disable", True)
+    with pytest.raises(ValueError, match=f"`width` must be a number of inches above 2; got {width!r}"):
+        getattr(plots, name)(record, width=width)
+
+
+@pytest.mark.parametrize(
+    ("name", "one", "other"),
+    [
+        ("spectra", "ntk_spectrum", "kernel_spectrum"),
+        ("fixed_points", "trajectory", "fixed_point_position"),
+        ("self_referential_bias", "core_spectrum", "state_spectrum"),
+    ],
+)
+def test_no_step_has_all_that_is_drawn(record, name, one, other):
+    early = record["step"] < record["step"][4]
+    apart = record.assign({one: record[one].where(early), other: record[other].where(~early)})
+    with pytest.raises(ValueError, match="must have one step at which all that is drawn is finite; got none"):
+        getattr(plots, name)(apart)
 
 
 def test_loss_is_logarithmic_and_score_is_not(record):
@@ -330,6 +350,10 @@ def test_events_stand_at_their_steps_with_their_kinds(record):
     assert sorted(x for line in marks for x in line.get_xdata()) == sorted(record["event_step"].values)
     words = [text.get_text() for text in figure.legends[0].get_texts()]
     assert words == ["stable", "saddle", "fold", "pitchfork"]
+
+
+def test_events_without_a_kind_are_not_marked(record):
+    assert len(plots.bifurcations(record.drop_vars("event_kind")).legends[0].get_texts()) == 2
 
 
 def test_points_without_events(record):

@@ -152,6 +152,14 @@ def test_what_is_missing_is_left_out_and_said(record):
     assert page.of("canvas") == []
 
 
+@pytest.mark.parametrize("plot", FIGURES, ids=lambda plot: plot.name)
+def test_a_figure_can_be_drawn_from_what_it_says_that_it_needs(record, plot):
+    for needs in [[name] for name in plot.needs] if plot.any_of else [list(plot.needs)]:
+        assert plot.lacks(record[needs]) == []
+        assert plot.words(record[needs]).startswith(plot.caption)
+        assert plot.draw(record[needs]).axes
+
+
 def test_objectives_have_a_section_only_where_the_record_has_them(record):
     title = "What objectives do to each other"
     bare = record.drop_vars(["objective_alignment", "objective_interference", "ntk_block_size"])

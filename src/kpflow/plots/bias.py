@@ -40,7 +40,7 @@ def self_referential_bias(record: Record, *, width: float = WIDE) -> Figure:
 
     Raises:
         TypeError: `record` is no xarray.Dataset.
-        ValueError: `record` has no steps, or lacks one of the two spectra.
+        ValueError: `width` is no number above 2; `record` has no steps, or lacks one of the two spectra.
 
     Example:
         >>> import xarray as xr

@@ -33,7 +33,8 @@ def fixed_points(record: Record, *, width: float = WIDE, count: int = 3) -> Figu
 
     Raises:
         TypeError: `record` is no xarray.Dataset.
-        ValueError: `record` has no steps, or lacks one of the variables; `count` is not a whole number from 1 to 5.
+        ValueError: `width` is no number above 2; `record` has no steps, or lacks one of the variables; `count` is not a
+            whole number from 1 to 5.
 
     Example:
         >>> points = {name: (("step", "point"), [[value]]) for name, value in (
@@ -102,7 +103,7 @@ def bifurcations(record: Record, *, width: float = WIDE) -> Figure:
 
     Raises:
         TypeError: `record` is no xarray.Dataset.
-        ValueError: `record` has no steps, or lacks one of the variables of points.
+        ValueError: `width` is no number above 2; `record` has no steps, or lacks one of the variables of points.
 
     Example:
         >>> points = {f"fixed_point_{name}": (("step", "point"), [[value]]) for name, value in (
@@ -137,7 +138,7 @@ def bifurcations(record: Record, *, width: float = WIDE) -> Figure:
 
 def _mark_events(axes: Axes, record: xr.Dataset) -> list[Line2D]:
     """Ticks from the top of the panel, with a marker for the kind; returns a key for each kind."""
-    if not has(record, "event_step"):
+    if not has(record, "event_step") or not has(record, "event_kind"):
         return []
     at, codes = series(record, "event_step").values, series(record, "event_kind").values.astype(int)
     names = record["event_kind"].attrs.get("names", [])
@@ -162,7 +163,7 @@ def lyapunov(record: Record, *, width: float = WIDE) -> Figure:
 
     Raises:
         TypeError: `record` is no xarray.Dataset.
-        ValueError: `record` has no steps, or no finite exponent.
+        ValueError: `width` is no number above 2; `record` has no steps, or no finite exponent.
 
     Example:
         >>> exponents = (("step", "exponent"), [[-0.1, -0.3], [0.02, -0.1]])

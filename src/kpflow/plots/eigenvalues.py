@@ -33,7 +33,8 @@ def spectra(record: Record, *, width: float = WIDE, count: int = 4) -> Figure:
 
     Raises:
         TypeError: `record` is no xarray.Dataset.
-        ValueError: `record` has no steps or none of the spectra; `count` is not a whole number from 1 to 5.
+        ValueError: `width` is no number above 2; `record` has no steps or none of the spectra; `count` is not a whole
+            number from 1 to 5.
 
     Example:
         >>> import xarray as xr

@@ -20,7 +20,7 @@ def entry_figure(record: Mapping[str, Any], *, width: float = WIDE) -> Figure:
         width: Of the figure in inches; below 6 the panels stand below each other.
 
     Raises:
-        ValueError: The record has no panels.
+        ValueError: `width` is no number above 2; `record` has no panels.
 
     Example:
         >>> line = {"label": "a", "x": [0, 1], "y": [1, 2], "observed": True, "group": 0}

@@ -40,7 +40,7 @@ def ntk_modes(record: Record, *, width: float = WIDE) -> Figure:
 
     Raises:
         TypeError: `record` is no xarray.Dataset.
-        ValueError: `record` has no steps or no finite mode.
+        ValueError: `width` is no number above 2; `record` has no steps or no finite mode.
 
     Example:
         >>> import xarray as xr

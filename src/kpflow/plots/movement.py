@@ -27,7 +27,7 @@ def kernel_movement(record: Record, *, width: float = WIDE) -> Figure:
 
     Raises:
         TypeError: `record` is no xarray.Dataset.
-        ValueError: `record` has no steps, lacks one of the two, or names along `since`.
+        ValueError: `width` is no number above 2; `record` has no steps, lacks one of the two, or names along `since`.
 
     Example:
         >>> values = {name: (("step", "since"), [[0.1, 0.1], [0.4, 0.2]]) for name in PANELS}

@@ -51,8 +51,8 @@ def objective_alignment(record: Record, *, width: float = WIDE, count: int = 3) 
 
     Raises:
         TypeError: `record` is no xarray.Dataset.
-        ValueError: `record` has no steps, no finite alignment, or objectives without names; `count` is not a whole
-            number from 1 to 5.
+        ValueError: `width` is no number above 2; `record` has no steps, no finite alignment, or objectives without
+            names; `count` is not a whole number from 1 to 5.
 
     Example:
         >>> axes = ("step", "objective_stage", "objective", "other")
@@ -91,7 +91,8 @@ def objective_course(record: Record, *, width: float = WIDE) -> Figure:
 
     Raises:
         TypeError: `record` is no xarray.Dataset.
-        ValueError: `record` has no steps, no finite alignment, or objectives without names.
+        ValueError: `width` is no number above 2; `record` has no steps, no finite alignment, or objectives without
+            names.
 
     Example:
         >>> axes = ("step", "objective_stage", "objective", "other")
@@ -138,8 +139,8 @@ def objective_interference(record: Record, *, width: float = WIDE, count: int = 
 
     Raises:
         TypeError: `record` is no xarray.Dataset.
-        ValueError: `record` has no steps, no finite interference, or objectives without names; `count` is not a whole
-            number from 1 to 5.
+        ValueError: `width` is no number above 2; `record` has no steps, no finite interference, or objectives without
+            names; `count` is not a whole number from 1 to 5.
 
     Example:
         >>> names = {"objective": ["a", "b"], "other": ["a", "b"]}

@@ -28,8 +28,8 @@ def trajectories(record: Record, *, width: float = WIDE, count: int = 3) -> Figu
 
     Raises:
         TypeError: `record` is no xarray.Dataset.
-        ValueError: `record` has no steps, or no finite trajectory with three components; `count` is not a whole number
-            from 1 to 5.
+        ValueError: `width` is no number above 2; `record` has no steps, or no finite trajectory with three components;
+            `count` is not a whole number from 1 to 5.
 
     Example:
         >>> import xarray as xr

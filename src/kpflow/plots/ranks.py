@@ -41,7 +41,7 @@ def effective_ranks(record: Record, *, width: float = WIDE) -> Figure:
 
     Raises:
         TypeError: `record` is no xarray.Dataset.
-        ValueError: `record` has no steps, or the effective rank of none of the three.
+        ValueError: `width` is no number above 2; `record` has no steps, or the effective rank of none of the three.
 
     Example:
         >>> import xarray as xr
@@ -78,7 +78,7 @@ def rank_bounds(record: Record, *, width: float = WIDE) -> Figure:
 
     Raises:
         TypeError: `record` is no xarray.Dataset.
-        ValueError: `record` has no steps or lacks one of these variables.
+        ValueError: `width` is no number above 2; `record` has no steps or lacks one of these variables.
 
     Example:
         >>> import xarray as xr

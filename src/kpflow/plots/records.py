@@ -151,7 +151,7 @@ def chosen_steps(covered: np.ndarray, count: int) -> list[int]:
     """At most `count` of the indices `covered`: the first, the last, and evenly between.
 
     Raises:
-        ValueError: `count` is not a whole number from 1 to 5, which is what has room in a figure.
+        ValueError: `covered` is empty, or `count` is not a whole number from 1 to 5, the room that a figure has.
 
     Example:
         >>> chosen_steps(np.arange(10), 4)
@@ -159,6 +159,8 @@ def chosen_steps(covered: np.ndarray, count: int) -> list[int]:
     """
     if count not in range(1, 6):
         raise ValueError(f"`count` must be a whole number from 1 to 5; got {count!r}.")
+    if len(covered) == 0:
+        raise ValueError("`record` must have one step at which all that is drawn is finite; got none.")
     return [int(covered[index]) for index in thin(len(covered), count)]
 
 

@@ -44,7 +44,7 @@ def neural_collapse(record: Record, *, width: float = WIDE) -> Figure:
 
     Raises:
         TypeError: `record` is no xarray.Dataset.
-        ValueError: `record` has no steps, no finite measure, or measures without names.
+        ValueError: `width` is no number above 2; `record` has no steps, no finite measure, or measures without names.
 
     Example:
         >>> coordinates = {"step": [0, 10], "measure": ["nc1", "nc4"]}
@@ -76,7 +76,7 @@ def state_similarity(record: Record, *, width: float = WIDE) -> Figure:
 
     Raises:
         TypeError: `record` is no xarray.Dataset.
-        ValueError: `record` has no steps, or no finite similarity.
+        ValueError: `width` is no number above 2; `record` has no steps, or no finite similarity.
 
     Example:
         >>> table = (("step", "other_step"), [[1.0, 0.6], [0.6, 1.0]])

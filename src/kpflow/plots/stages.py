@@ -47,8 +47,8 @@ def collapse_pipeline(record: Record, *, width: float = WIDE, count: int = 4) ->
 
     Raises:
         TypeError: `record` is no xarray.Dataset.
-        ValueError: `record` has no steps, no finite effective dimension, or stages without names; `count` is not a
-            whole number from 1 to 5.
+        ValueError: `width` is no number above 2; `record` has no steps, no finite effective dimension, or stages
+            without names; `count` is not a whole number from 1 to 5.
 
     Example:
         >>> import xarray as xr
@@ -79,7 +79,8 @@ def collapse_axes(record: Record, *, width: float = WIDE) -> Figure:
 
     Raises:
         TypeError: `record` is no xarray.Dataset.
-        ValueError: `record` has no steps, no finite effective dimension, or axes or stages without names.
+        ValueError: `width` is no number above 2; `record` has no steps, no finite effective dimension, or axes or
+            stages without names.
 
     Example:
         >>> import xarray as xr

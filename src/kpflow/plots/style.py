@@ -95,8 +95,18 @@ DIVERGING = _diverging()
 
 
 def is_narrow(width: float) -> bool:
-    """Whether panels must stand below each other at this width in inches."""
+    """Whether panels must stand below each other at this width in inches.
+
+    Raises:
+        ValueError: `width` is no number above 2 inches.
+    """
+    _check_width(width)
     return width < 6
+
+
+def _check_width(width: float) -> None:
+    if not isinstance(width, int | float) or not 2 < width < np.inf:
+        raise ValueError(f"`width` must be a number of inches above 2; got {width!r}.")
 
 
 def grid(
@@ -113,8 +123,7 @@ def grid(
     Raises:
         ValueError: `width` is no number above 2 inches.
     """
-    if not isinstance(width, int | float) or not width > 2:
-        raise ValueError(f"`width` must be a number of inches above 2; got {width!r}.")
+    _check_width(width)
     height = (rows if heights is None else sum(heights)) * panel_height + 0.25 * legend_rows
     figure = Figure(figsize=(width, height), layout="constrained", facecolor="white")
     figure.get_layout_engine().set(w_pad=0.06, h_pad=0.05, wspace=0.03, hspace=0.04)  # type: ignore[union-attr]

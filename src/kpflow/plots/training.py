@@ -18,7 +18,7 @@ def loss_and_score(record: Record, *, width: float = WIDE) -> Figure:
 
     Raises:
         TypeError: `record` is no xarray.Dataset.
-        ValueError: `record` has no steps or no finite loss.
+        ValueError: `width` is no number above 2; `record` has no steps or no finite loss.
 
     Example:
         >>> import xarray as xr
@@ -52,7 +52,7 @@ def loss_change(record: Record, *, width: float = WIDE) -> Figure:
 
     Raises:
         TypeError: `record` is no xarray.Dataset.
-        ValueError: `record` has no steps, or lacks one of the two variables.
+        ValueError: `width` is no number above 2; `record` has no steps, or lacks one of the two variables.
 
     Example:
         >>> import xarray as xr

@@ -102,7 +102,10 @@ SECTIONS = (
                 "bounds",
                 "What is the network's, and what the task's",
                 plots.rank_bounds,
-                ("ntk_effective_rank", "ntk_effective_rank_high", "ntk_norm_high", "ntk_effective_rank_along"),
+                (
+                    *(f"ntk_{name}{end}" for name in ("effective_rank", "norm") for end in ("_low", "_high")),
+                    *("ntk_effective_rank", "ntk_rank", "ntk_spectrum", "ntk_effective_rank_along"),
+                ),
                 "Left and middle: effective rank and norm of the NTK, and in grey what every network with this K and "
                 "with such extreme singular values of P may have, whatever its task: what is missing to the top is the "
                 "doing of this P on these trials. Right: effective rank of the NTK's partial trace on each axis. "
@@ -211,7 +214,7 @@ SECTIONS = (
                 "fixed-points",
                 "Fixed points among the trajectories",
                 plots.fixed_points,
-                ("fixed_point_position", "trajectory"),
+                ("fixed_point_position", "fixed_point_stable", "fixed_point_slow", "trajectory"),
                 "States that the step maps to themselves at a static input, in the principal components of the "
                 "figure above, among the trajectories of all trials (grey). Filled: stable, all multipliers |μ| < 1. "
                 "Open: unstable in some direction. Crosses: slow points, minima of the speed that are no fixed "
@@ -224,7 +227,7 @@ SECTIONS = (
                 "bifurcations",
                 "Fixed points and bifurcations over training",
                 plots.bifurcations,
-                ("fixed_point_multiplier",),
+                ("fixed_point_multiplier", "fixed_point_stable", "fixed_point_slow"),
                 "Number of stable and of other fixed points that were found at each checkpoint, and the largest |μ| "
                 "of each; above 1 it is unstable. Ticks at the top: bifurcations, by continuation of the points of "
                 "both checkpoints around them along the straight line between their parameters. Training took "
