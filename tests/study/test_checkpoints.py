@@ -147,8 +147,16 @@ def test_what_is_written_over_stays_until_the_new_is_whole(tmp_path, monkeypatch
 def test_sparse_weights_are_refused(tmp_path):
     model = nn.Module()
     model.register_buffer("mask", torch.eye(3).to_sparse())
-    with pytest.raises(TypeError, match=r"`mask` must be a dense tensor to be stored"):
+    with pytest.raises(TypeError, match=r"`mask` must be a dense tensor to be stored; got one of layout torch\.spar"):
         save_checkpoint(tmp_path / "a", model, 0)
+
+
+@pytest.mark.filterwarnings("ignore:torch.quantize_per_tensor")
+def test_quantized_weights_and_other_things_are_refused(tmp_path):
+    quantized = torch.quantize_per_tensor(torch.ones(2), 0.1, 0, torch.qint8)
+    for value, said in ((quantized, "a quantized one"), (3, "int")):
+        with pytest.raises(TypeError, match=f"`a` must be a dense tensor to be stored; got {said}. Convert it"):
+            write_tensors(tmp_path / "a.safetensors", {"a": value}, {})
 
 
 # reading ------------------------------------------------------------------------------------------------------------

@@ -191,6 +191,11 @@ def test_it_is_the_alignment_of_gram_operators():
     assert linear_cka(X, Y) == pytest.approx(estimate.value, rel=1e-12)
 
 
+@pytest.mark.parametrize("debiased", [False, True])
+def test_a_constant_representation_has_no_geometry(debiased):
+    assert math.isnan(linear_cka(torch.ones(6, 2, dtype=F64), randn(6, 3, seed=0), debiased=debiased))
+
+
 def test_orthogonal_representations_have_none():
     basis = rotation(9, seed=1) - rotation(9, seed=1).mean(0)
     left = torch.linalg.qr(basis)[0]
@@ -241,6 +246,8 @@ def test_bad_arguments():
         call(randn(2, 3, 4, seed=0), labels)
     with pytest.raises(ValueError, match=r"`features` must be finite; got NaN at example 0, feature 0"):
         call(h * math.nan, labels)
+    with pytest.raises(TypeError, match=r"`labels` must be a torch\.Tensor; got list\. Convert it with torch\.as"):
+        call(h, labels.tolist())
     with pytest.raises(ValueError, match=r"`labels` must be whole numbers, one for each of 20 features; got torch.flo"):
         call(h, labels.double())
     with pytest.raises(ValueError, match=r"`labels` must be whole numbers, .* of shape \(3,\)"):

@@ -70,6 +70,8 @@ def test_bad_schedules():
         every(0)
     with pytest.raises(ValueError, match=r"`factor` must be above 1; got 1\.0\. Try 1\.5"):
         LossJump(1.0)
+    with pytest.raises(ValueError, match=r"`factor` must be a positive number; got '2'"):
+        inspect.unwrap(LossJump.__init__)(LossJump.__new__(LossJump), "2")
     with pytest.raises(ValueError, match=r"`window` must be a positive whole number; got 0"):
         LossJump(2.0, 0)
     with pytest.raises(TypeError, match=r"`\|` joins two schedules; got int\. Try log_spaced\(\) \| every\(500\)"):

@@ -1,7 +1,7 @@
 """Neural collapse of features onto a simplex, NC1–NC5, and the similarity of states between checkpoints, CKA."""
 
 import dataclasses
-from typing import final
+from typing import Any, final
 
 import torch
 from jaxtyping import Float, Int
@@ -64,6 +64,7 @@ def neural_collapse(
         outside: Features of data of no class.
 
     Raises:
+        TypeError: An argument is no tensor.
         ValueError: Shapes do not fit, a class has no example, there is one class only, or values are not finite.
 
     Example:
@@ -92,7 +93,7 @@ def linear_cka(left: Float[Tensor, "N F"], right: Float[Tensor, "N G"], *, debia
 
     CKA = ⟨X Xᵀ, Y Yᵀ⟩_F / (‖X Xᵀ‖_F ‖Y Yᵀ‖_F) with the columns of X `[N, F]` and Y `[N, G]` centred: the alignment
     (`estimate.alignment`) of centred Gram matrices. It is unchanged by rotations and scales of either side, and by
-    shifts. For states of a recurrent network, flatten trials and times.
+    shifts, and NaN where X or Y is constant. For states of a recurrent network, flatten trials and times.
 
     With few examples for so many features it is near 1 for unrelated X and Y. `debiased` replaces each inner product by
     its unbiased estimate, with the diagonals set to zero (Song et al. 2012, U-centring); then unrelated ones have about
@@ -174,10 +175,14 @@ def _overlap(means: Tensor, outside: Tensor | None) -> float:
 
 
 def _checked(
-    features: Tensor, labels: Tensor, weight: Tensor | None, bias: Tensor | None, outside: Tensor | None
+    features: Tensor, labels: Any, weight: Tensor | None, bias: Tensor | None, outside: Tensor | None
 ) -> tuple[Tensor, int]:
     """The features in float64, and the number of classes."""
     _check_rows("features", features)
+    if not isinstance(labels, Tensor):
+        raise TypeError(
+            f"`labels` must be a torch.Tensor; got {type(labels).__name__}. Convert it with torch.as_tensor(labels)."
+        )
     if labels.dtype.is_floating_point or labels.shape != (len(features),):
         raise ValueError(
             f"`labels` must be whole numbers, one for each of {len(features)} features; got {labels.dtype} of shape "

@@ -137,7 +137,27 @@ def analyse_demo(
     settings: Settings | None = None,
     progress: Callable[[Progress], None] | None = None,
 ) -> xr.Dataset:
-    """Analyse the checkpoints of a trained demo; goes on where it was interrupted."""
+    """Analyse the checkpoints of a trained demo; goes on where it was interrupted.
+
+    Args:
+        demo: What was trained.
+        folder: Where the run is; the record goes to `analysis`.
+        settings: What decides the numbers; the defaults with the demo's seed if None.
+        progress: Called after each checkpoint, then after each interval.
+
+    Raises:
+        FileNotFoundError: The demo was not trained there.
+        ValueError: As `analyse_folder`.
+
+    Example:
+        >>> import tempfile
+        >>> demo = Demo(steps=1, hidden=3, batch=2, trials=3)
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     _ = train_demo(demo, folder)
+        ...     record = analyse_demo(demo, folder, settings=Settings(modes=4, budget=8, starts=0))
+        >>> record.attrs["title"], record["step"].values.tolist()
+        ('A GRU with 3 units learns MemoryPro', [0, 1])
+    """
     record = analyse_folder(
         Path(folder) / "checkpoints",
         demo.model,

@@ -92,6 +92,9 @@ class LossJump(Schedule):
     Args:
         factor: Above 1.
         window: How many losses are taken together; 1 for a loss without noise.
+
+    Raises:
+        ValueError: `factor` is no number above 1, or `window` no positive whole number.
     """
 
     factor: int | float = 1.5
@@ -99,6 +102,7 @@ class LossJump(Schedule):
 
     def __post_init__(self) -> None:
         _checks.check_positive("window", self.window, integer=True)
+        _checks.check_positive("factor", self.factor)
         if not self.factor > 1:
             raise ValueError(f"`factor` must be above 1; got {self.factor}. Try 1.5.")
 
@@ -135,6 +139,9 @@ class AnyOf(Schedule):
 def log_spaced(per_decade: int = 8) -> LogSpaced:
     """Make the logarithmic grid of steps with about `per_decade` steps in each decade, 0 included.
 
+    Raises:
+        ValueError: `per_decade` is no positive whole number.
+
     Example:
         >>> log_spaced(per_decade=4).grid(100)
         [0, 1, 2, 3, 6, 10, 18, 32, 56, 100]
@@ -144,6 +151,9 @@ def log_spaced(per_decade: int = 8) -> LogSpaced:
 
 def every(n: int) -> Every:
     """Make the schedule of every n-th step, 0 included.
+
+    Raises:
+        ValueError: `n` is no positive whole number.
 
     Example:
         >>> schedule = log_spaced(per_decade=1) | every(40)
@@ -155,6 +165,9 @@ def every(n: int) -> Every:
 
 def on_loss_jump(factor: int | float = 1.5, window: int = 10) -> LossJump:
     """Make the schedule of the steps at which the loss jumps by more than `factor`; see `LossJump`.
+
+    Raises:
+        ValueError: `factor` is no number above 1, or `window` no positive whole number.
 
     Example:
         >>> losses = [1.0] * 50 + [0.2] * 50

@@ -88,10 +88,16 @@ def fingerprint(tensors: Mapping[str, Tensor]) -> str:
 
 def _copy(name: str, value: Any) -> Tensor:
     """A contiguous copy on the CPU with memory of its own: safetensors refuses tensors that share storage."""
-    if not isinstance(value, Tensor) or value.layout != torch.strided or value.is_quantized:
+    if not isinstance(value, Tensor):
+        got = type(value).__name__
+    elif value.layout != torch.strided:
+        got = f"one of layout {value.layout}"
+    else:
+        got = "a quantized one" if value.is_quantized else ""
+    if got:
         raise TypeError(
-            f"`{name}` must be a dense tensor to be stored; got {type(value).__name__}. Convert it, or save the model "
-            "with torch.save(model.state_dict(), path)."
+            f"`{name}` must be a dense tensor to be stored; got {got}. Convert it, or save the model with "
+            "torch.save(model.state_dict(), path)."
         )
     return value.detach().to(device="cpu", copy=True).contiguous().resolve_conj().resolve_neg()
 
