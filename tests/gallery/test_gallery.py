@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import math
 
 import pytest
 import torch
@@ -41,7 +42,8 @@ def test_tolerances_of_monte_carlo_checks_are_set_from_their_spread(name, result
 
 @pytest.mark.parametrize("name", gallery.names())
 def test_a_broken_system_fails_a_check(name):
-    assert not gallery.run(name, short=True, broken=True).passed
+    checks = gallery.run(name, short=True, broken=True).checks
+    assert any(not check.passed and math.isfinite(check.error) for check in checks), "not by numbers that overflow"
 
 
 @pytest.mark.parametrize("name", gallery.names())

@@ -21,7 +21,19 @@ def test_a_parameter_outside_of_the_validity_is_refused(name, parameter, value):
         gallery.run(name, short=True, **{parameter: value})
 
 
-@pytest.mark.parametrize(("name", "value"), [("synchronisation", {"coupling": 2.0}), ("low_rank", {"decay": 0.3})])
+WITHIN = [
+    ("synchronisation", {"coupling": 2.0}),
+    ("low_rank", {"decay": 0.3}),
+    ("gdes", {"pull": 0.1, "push": 3.0}),
+    ("gdes", {"pull": 0.1, "push": 1.9}),
+    ("gdes", {"pull": 1.0, "push": 3.0}),
+    ("gdes", {"pull": 1.0, "push": 2.0}),
+    ("vagram", {"largest": 2.5}),
+    ("vagram", {"largest": 20.0}),
+]
+
+
+@pytest.mark.parametrize(("name", "value"), WITHIN)
 def test_another_value_within_passes(name, value):
     checks = gallery.run(name, short=True, **value).checks
     assert [str(check) for check in checks if check.kind != "monte-carlo" and not check.passed] == []

@@ -1,13 +1,12 @@
 """Two losses that share an embedding: added, apart, or the one on top of the other."""
 
 import functools
-import math
 from typing import NamedTuple, final
 
 import torch
 from torch import Tensor
 
-from kpflow._checks import check_positive
+from kpflow._checks import check_range
 
 from .entry import Check, Entry, Panel, curve, formula, identity, pair, points
 from .flows import rk4
@@ -72,11 +71,13 @@ class Gdes(Entry[System, Observed, Predicted]):
         self, seed: int = 0, *, short: bool = False, broken: bool = False, pull: float = 0.7, push: float = 2.0
     ) -> System:
         del short
-        check_positive("pull", pull)
-        if not 1.5 * pull < push < math.inf:
+        check_range("pull", pull, 0.1, 1)
+        least = max(pull + 1, 2 - pull)
+        if not least <= push <= 3:
             raise ValueError(
-                f"`push` must be above 1.5 · `pull` = {1.5 * pull:g} and finite; got {push!r}: what the "
-                f"discriminator misses late is a/(b − a) p e^(−at) only where its own rate b is the faster one."
+                f"`push` must be between {least:g}, the larger of 1 + `pull` and 2 − `pull`, and 3; got {push!r}: with "
+                f"less what the discriminator misses late is not yet a/(b − a) p e^(−at) in the time that is run, with "
+                f"more its steps are too long."
             )
         generator = torch.Generator().manual_seed(seed)
         wishes = 1 + torch.rand(2, SIZE, generator=generator, dtype=torch.float64)

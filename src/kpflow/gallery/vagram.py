@@ -1,6 +1,5 @@
 """A model too small for the world, fitted to what matters for the value, or to the states."""
 
-import math
 from typing import NamedTuple, final
 
 import torch
@@ -75,10 +74,11 @@ class Vagram(Entry[System, Observed, Predicted]):
     omits = "Learned values, spurious minima far from data, and reinforcement learning with it."
 
     def make(self, seed: int = 0, *, short: bool = False, broken: bool = False, largest: float = 3.0) -> System:
-        if not 1.5 <= largest < math.inf:
+        if not 2.5 <= largest <= 20:
             raise ValueError(
-                f"`largest` must be at least 1.5 and finite; got {largest!r}: maximum likelihood misses all of the "
-                f"value only if the direction that the value does not see is the largest, by a gap to the next, 1."
+                f"`largest` must be between 2.5 and 20; got {largest!r}: maximum likelihood misses all of the value in "
+                f"the time that is run only if the direction that the value does not see is the largest, by a gap to "
+                f"the next, 1; beyond 20 the steps are too long."
             )
         del short
         generator = torch.Generator().manual_seed(seed)
