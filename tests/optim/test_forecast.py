@@ -185,6 +185,16 @@ def test_optimisers_that_cannot_be_read_are_refused(linear):
     groups = [{"params": [model.weight], "momentum": 0.9}, {"params": [model.bias], "momentum": 0.5}]
     with pytest.raises(ValueError, match=r"`optimizer` must have one momentum for all groups; got \[0.5, 0.9\]"):
         ahead(torch.optim.SGD(groups, lr=0.1))
+    for rate, momentum in ((0.0, 0.9), (0.1, 1.0)):
+        with pytest.raises(ValueError, match=f"rate above 0 and a momentum below 1; got {rate:g} and {momentum:g}"):
+            ahead(torch.optim.SGD(model.parameters(), lr=rate, momentum=momentum))
+
+
+def test_an_optimiser_is_read_and_not_changed(linear):
+    model, inputs, loss = linear
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9)
+    forecast_optimizer(kp.linearise(model, inputs), loss, optimizer, model, steps=3)
+    assert not optimizer.state
 
 
 def test_rates_and_parts_are_those_of_the_gauss_newton_matrix(linear):
@@ -293,6 +303,11 @@ def test_refusals(linear):
     keywords = {"learning_rate": 0.1, "steps": 3}
     with pytest.raises(ValueError, match="`loss` must be curved in the outputs"):
         forecast(lin, lambda y: y.sum(), **keywords)
+    with pytest.raises(ValueError, match="`loss` must be curved along its gradient, as squared errors are"):
+        forecast(lin, lambda y: y.abs().sum(), **keywords)
+    for share in (0.0, 1.5):
+        with pytest.raises(ValueError, match=f"`share` must be above 0 and at most 1; got {share}"):
+            forecast(lin, loss, **keywords).times(share)
     with pytest.raises(ValueError, match="The gradient of `loss` must not be zero"):
         forecast(lin, lambda y: (y - y.detach()).square().sum(), **keywords)
     with pytest.raises(ValueError, match=r"`metric` must be a positive diagonal of shape \(8,\)"):

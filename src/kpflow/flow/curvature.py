@@ -9,6 +9,8 @@ from kpflow.operators import Function
 from kpflow.spaces import Space
 from kpflow.states.tapes import Tape, recording
 
+from .response import error_signal
+
 __all__ = ["loss_curvature"]
 
 
@@ -16,8 +18,9 @@ def loss_curvature(loss: Callable[[Tensor], Tensor], at: Tensor, space: Space) -
     """H = ∂²L/∂y² at y, as an operator.
 
     Raises:
-        ValueError: The loss is linear in y.
+        ValueError: The loss is linear in y, or no finite scalar that depends on it.
     """
+    error_signal(loss, at)
     with recording():
         point = at.detach().clone().requires_grad_()
         (error,) = torch.autograd.grad(loss(point), point, create_graph=True)

@@ -203,7 +203,8 @@ def natural_gradient(
         tolerance: Of the systems, relative.
 
     Raises:
-        ValueError: A number is not positive, or the loss is linear in y.
+        ValueError: A number is not positive; the loss is linear in y, or no finite scalar that depends on it; `of` is
+            another, or the model has no outputs.
         FloatingPointError: When applied: F is not positive, or λ too small for conjugate gradients.
 
     Example:

@@ -88,7 +88,8 @@ class Forecast:
         Raises:
             ValueError: `share` is not in (0, 1].
         """
-        check_range("share", share, 0, 1)
+        if not 0 < share <= 1:
+            raise ValueError(f"`share` must be above 0 and at most 1; got {share}.")
         reached = self.learned >= share
         first = reached.to(torch.float64).argmax(dim=1).to(torch.float64)
         return torch.where(reached.any(dim=1), first, torch.inf)
@@ -152,9 +153,9 @@ def forecast(
         krylov: Dimension of the Krylov space, and about as many products; twice that with a `momentum_buffer`.
 
     Raises:
-        ValueError: The loss does not fit, its gradient is zero, a number is out of range, `metric` is not positive,
-            `momentum_buffer` is not of the parameters' shape or without momentum, or `components` have another shape
-            than y; components that lack nothing.
+        ValueError: The loss does not fit or is not curved, its gradient is zero, a number is out of range, `metric` is
+            not positive, `momentum_buffer` is not of the parameters' shape or without momentum, or `components` have
+            another shape than y; components that lack nothing.
 
     Example:
         >>> import kpflow as kp
@@ -194,6 +195,8 @@ def forecast(
     space = _krylov(Gram(jacobian.T, curvature), starts, krylov)
     less = space.ends[max(0, len(space.ends) - 1 - FEWER)]
     small, regime = (_Regime(space, size, value, starts, learning_rate, momentum) for size in (less, space.ends[-1]))
+    if not float(regime.values[0]) > 0:
+        raise ValueError("`loss` must be curved along its gradient, as squared errors are; absolute errors are not.")
     losses = regime.losses(steps)
     rates, parts = regime.parts()
     wanted, moved = _components(components, at, jacobian, curvature, error, regime, steps)

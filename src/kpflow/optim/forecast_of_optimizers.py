@@ -111,9 +111,13 @@ def _read(optimizer: Any, named: dict[str, Tensor], space: Space) -> _Descent:
         raise ValueError(f"`optimizer` must have one momentum for all groups; got {sorted(momenta)}.")
     momentum = float(momenta.pop())
     rate = float(next(iter(groups.values()))["lr"])
+    if not rate > 0 or not momentum < 1:
+        raise ValueError(
+            f"`optimizer` must have a positive rate and a momentum below 1; got {rate:g} and {momentum:g}."
+        )
     metrics, buffers = {}, {}
     for name, group in groups.items():
-        metric, buffers[name] = _of_parameter(optimizer.state[named[name]], group, named[name])
+        metric, buffers[name] = _of_parameter(optimizer.state.get(named[name], {}), group, named[name])
         metrics[name] = metric * (float(group["lr"]) / rate)
     averaged = rate if "betas" in optimizer.defaults else rate / (1 - momentum)
     return _Descent(averaged, momentum, space.join(metrics), space.join(buffers) if momentum else None)
