@@ -56,6 +56,7 @@ class CriticalPoint:
             without its quadratic term; b > 0 is supercritical. Complex: c1 of z' = λ z + c₁ |z|² z, and d or l1.
         forcing: uᵀ ∂f/∂θ, shape `[P]`: how the parameters push along the critical direction; None for a complex λ.
         parameters: The space of θ, by the names of the step's parameters.
+        flow: Whether f is the vector field of a flow.
     """
 
     point: Float[Tensor, "H"]

@@ -82,6 +82,14 @@ def checkpoint_path(
         TypeError: `inputs` or the point is no floating-point tensor.
         ValueError: The checkpoints have other parameters, buffers or shapes than each other; `inputs` is not static or
             not finite; or as `find_fixed_points` of the steps.
+
+    Example:
+        >>> step = lambda h, x, theta: torch.tanh(theta["w"] * h + x)
+        >>> theta = {"w": torch.tensor(0.5)}, {"w": torch.tensor(2.0)}
+        >>> h = torch.ones(1, dtype=torch.float64)
+        >>> path = checkpoint_path(step, step, torch.zeros(1), h, parameters=theta)
+        >>> path(h, torch.tensor(0.5)), torch.tanh(1.25 * h)
+        (tensor([0.8483], dtype=torch.float64), tensor([0.8483], dtype=torch.float64))
     """
     check_static_input("inputs", inputs)
     states = checked_point(point).detach()[None]

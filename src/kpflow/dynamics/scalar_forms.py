@@ -108,6 +108,10 @@ class NeimarkSackerForm(ScalarForm):
         omega: ω.
         cubic: c₁.
         modulus: ρ.
+
+    Example:
+        >>> NeimarkSackerForm(omega=math.pi / 3).fixed_points(0.01)  # radii; √(μ / cos ω) = 0.1414
+        tensor([0.0000, 0.1425, 0.9948], dtype=torch.float64)
     """
 
     omega: float = math.pi / 4
@@ -150,6 +154,14 @@ class HopfForm(ScalarForm):
     Args:
         omega: ω.
         dt: Time of a step.
+
+    Example:
+        >>> from kpflow.dynamics import trajectory
+        >>> form = HopfForm(dt=0.5)
+        >>> form.fixed_points(0.25)
+        tensor([0.0000, 0.5000], dtype=torch.float64)
+        >>> trajectory(form, 0.1, 0.25, 40).abs()[-1]
+        tensor(0.4997, dtype=torch.float64)
     """
 
     omega: float = 1.0

@@ -210,6 +210,14 @@ def follow_training(
 
     Raises:
         ValueError: There are fewer than two checkpoints, one does not fit the module; as `training_path`.
+
+    Example:
+        >>> cell = nn.RNNCell(1, 1)
+        >>> checkpoints = [{name: torch.full_like(value, weight * (name == "weight_hh"))
+        ...     for name, value in cell.state_dict().items()} for weight in (0.5, 0.6, 0.8)]
+        >>> paths = follow_training(cell, checkpoints, torch.zeros(1), torch.linspace(-1, 1, 3)[:, None], every=20.0)
+        >>> [(path.between, path.continued) for path in paths]
+        [((0.0, 20.0), ((0, 0),)), ((20.0, 40.0), ((0, 0),))]
     """
     check_positive("every", every)
     if len(checkpoints) < 2:

@@ -67,6 +67,13 @@ class Generator(Operator):
 
     Args:
         linearisation: The linearised state equation.
+
+    Example:
+        >>> import torch, kpflow as kp
+        >>> generator = Generator(kp.linearise(torch.nn.RNN(1, 4, batch_first=True), torch.zeros(2, 3, 1)))
+        >>> states = torch.randn(2, 3, 4, generator=torch.Generator().manual_seed(0))
+        >>> torch.equal(generator(states)[:, 0], states[:, 0])  # nothing comes before the first step
+        True
     """
 
     linearisation: Linearisation
