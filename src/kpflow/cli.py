@@ -358,8 +358,10 @@ def _explain(error: Exception) -> int:
     """One line on stderr and the exit code."""
     if hasattr(error, "format_message"):  # of the library that parses the command line
         return _say(f"{error.format_message().rstrip('.')}. Try --help.", getattr(error, "exit_code", 2))  # pyright: ignore[reportAttributeAccessIssue]
+    if isinstance(error, OSError) and error.strerror:  # of the system
+        return _say(f"{error.strerror}: {error.filename}" if error.filename else error.strerror, 1)
     if isinstance(error, MISTAKES):
-        return _say(error.strerror if isinstance(error, OSError) and error.strerror else str(error), 1)
+        return _say(str(error), 1)
     return _say(f"unexpected {_described(error)}. Set KPFLOW_DEBUG=1 to see where.", 1)
 
 

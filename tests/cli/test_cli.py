@@ -141,6 +141,13 @@ def test_other_mistakes(folder, tmp_path, capsys):
     assert "missing: readout.bias" in wrong(nothing, capsys)
 
 
+def test_an_error_of_the_system_names_the_file(tmp_path, capsys):
+    taken = tmp_path / "taken"
+    taken.write_text("")
+    said = wrong(["gallery", "saxe", "--short", "--folder", str(taken)], capsys)
+    assert said == f"kpflow: File exists: {taken}\n"
+
+
 def test_wrong_usage_has_its_own_code(capsys):
     assert "No such command 'demi'" in wrong(["demi"], capsys, code=2)
     assert "Missing option '--model'" in wrong(["analyze", "run"], capsys, code=2)
