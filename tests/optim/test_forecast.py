@@ -186,7 +186,7 @@ def test_optimisers_that_cannot_be_read_are_refused(linear):
     with pytest.raises(ValueError, match=r"`optimizer` must have one momentum for all groups; got \[0.5, 0.9\]"):
         ahead(torch.optim.SGD(groups, lr=0.1))
     for rate, momentum in ((0.0, 0.9), (0.1, 1.0)):
-        with pytest.raises(ValueError, match=f"rate above 0 and a momentum below 1; got {rate:g} and {momentum:g}"):
+        with pytest.raises(ValueError, match=f"positive rate and a momentum below 1; got {rate:g} and {momentum:g}"):
             ahead(torch.optim.SGD(model.parameters(), lr=rate, momentum=momentum))
 
 

@@ -140,6 +140,12 @@ class EquilibriumLinearisation(PiecewiseLinearisation):
     def _parameter_vjp(self, state: Tensor) -> Tensor:
         return torch.cat([value.flatten(1) for value in self._tapes["θ"].vjp([state])], dim=1)
 
+    def _core_jvp(self, core: Tensor) -> Tensor:
+        return self._parameter_jvp(core)
+
+    def _core_vjp(self, state: Tensor) -> Tensor:
+        return self._parameter_vjp(state)
+
     def _propagate(self, state: Tensor) -> Tensor:
         return self._solve(self._residual, self._steps[0], state)
 

@@ -56,13 +56,13 @@ class PiecewiseLinearisation(Linearisation):
     def _parameter_vjp(self, state: Tensor) -> Tensor:
         """Jᵀ q."""
 
+    @abc.abstractmethod
     def _core_jvp(self, core: Tensor) -> Tensor:
-        """C c, with K = C Cᵀ; J where nothing smaller is known."""
-        return self._parameter_jvp(core)
+        """C c, with K = C Cᵀ."""
 
+    @abc.abstractmethod
     def _core_vjp(self, state: Tensor) -> Tensor:
         """Cᵀ q."""
-        return self._parameter_vjp(state)
 
     def peak_bytes(self, probes: int) -> int:
         ends = 2 * probes * max(self.states.nbytes, self._parameter_bytes)
