@@ -16,7 +16,7 @@ from kpflow.states.adapters import adapter_for
 from kpflow.states.surround import Surround
 from kpflow.tasks import Task, Trials
 
-from .measures import Components, Variables, padded
+from .measures import Components, Variables, padded, seeded
 
 __all__ = ["CODES", "LEFT_OUT", "Held", "dynamics_measures", "held_still"]
 
@@ -135,9 +135,9 @@ def dynamics_measures(
     if held is None:
         return {}, {LEFT_OUT: reasons[0]}
     inside = states[trials.inside(held.epoch)]  # [N, H]
-    source = _generator(states, seed)
+    source = seeded(states, seed)
     points = _tried(lambda: _points(held, _evenly(inside, starts), components, time_limit, source), reasons)
-    rates = _tried(lambda: _exponents(held, _evenly(inside, TRIALS), exponents, _generator(states, seed)), reasons)
+    rates = _tried(lambda: _exponents(held, _evenly(inside, TRIALS), exponents, seeded(states, seed)), reasons)
     said = {LEFT_OUT: " ".join(dict.fromkeys(reasons))} if reasons else {}
     return {**(points or {}), **(rates or {})}, {"static_epoch": held.epoch, "static_input": held.words, **said}
 
@@ -205,7 +205,3 @@ def _table(rows: Float[Tensor, "K N"]) -> np.ndarray:
     table = np.full((WIDTH, rows.shape[1]), np.nan)
     table[: min(len(rows), WIDTH)] = rows[:WIDTH].cpu().numpy()
     return table
-
-
-def _generator(states: Tensor, seed: int) -> torch.Generator:
-    return torch.Generator(states.device).manual_seed(seed)

@@ -8,7 +8,6 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, final
 
-import torch
 import xarray as xr
 from jaxtyping import Float
 from torch import Tensor, nn
@@ -24,7 +23,7 @@ from .intervals import follow_interval, points_of, with_intervals
 from .movement import Movement
 from .representations import with_similarity
 from .store import Store, key_of
-from .tensors import fingerprint
+from .tensors import fingerprint, first_not_finite
 
 __all__ = ["Progress", "analyse_folder", "read_record"]
 
@@ -265,7 +264,5 @@ def _model(make_model: Callable[[], nn.Module]) -> nn.Module:
 
 def _not_finite(checkpoint: Checkpoint) -> str:
     """Which weights are not finite, in words; empty if all are."""
-    for name, value in checkpoint.state_dict.items():
-        if not bool(torch.isfinite(value).all()):
-            return f"`{name}` in {checkpoint.source.name} is not finite: the training had diverged."
-    return ""
+    name = first_not_finite(checkpoint.state_dict)
+    return f"`{name}` in {checkpoint.source.name} is not finite: the training had diverged." if name else ""

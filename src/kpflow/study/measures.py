@@ -25,6 +25,7 @@ __all__ = [
     "operator_measures",
     "padded",
     "principal_components",
+    "seeded",
     "stage_measures",
     "trajectory_measures",
 ]
@@ -69,8 +70,8 @@ def operator_measures(
         ("kernel", K, smaller_side(K)),
         ("propagator", P, P.T @ P),
     ):
-        rank = estimate.effective_rank(gram, generator=_generator(lin, seed), **effort)
-        trace = estimate.trace(operator if operator.symmetric else gram, generator=_generator(lin, seed), **effort)
+        rank = estimate.effective_rank(gram, generator=seeded(lin.states, seed), **effort)
+        trace = estimate.trace(operator if operator.symmetric else gram, generator=seeded(lin.states, seed), **effort)
         for quantity, result in (("effective_rank", rank), ("trace", trace)):
             found[f"{name}_{quantity}"] = ((), np.array(result.value))
             found[f"{name}_{quantity}_error"] = ((), np.array(result.standard_error))
@@ -101,7 +102,7 @@ def axis_measures(lin: Linearisation, *, rtol: float, budget: int, seed: int) ->
     ntk = flow.Ntk(lin)
     found = [
         estimate.effective_rank(
-            ntk, axes=(axis,), rtol=rtol, budget=budget, generator=_generator(lin, seed), raise_on_failure=False
+            ntk, axes=(axis,), rtol=rtol, budget=budget, generator=seeded(lin.states, seed), raise_on_failure=False
         )
         for axis in AXES
     ]
@@ -124,11 +125,10 @@ def bound_measures(lin: Linearisation, largest: float, *, rtol: float, budget: i
         budget: The most products for it.
         seed: Of its generator.
     """
-    inverse = estimate.operator_norm(
-        flow.Propagator(lin).inverse, rtol=rtol, budget=budget, generator=_generator(lin, seed), raise_on_failure=False
-    )
+    inverse, source = flow.Propagator(lin).inverse, seeded(lin.states, seed)
+    norm = estimate.operator_norm(inverse, rtol=rtol, budget=budget, generator=source, raise_on_failure=False)
     try:
-        bounds = flow.rank_bounds(lin, (min(1 / inverse.value, largest), largest))
+        bounds = flow.rank_bounds(lin, (min(1 / norm.value, largest), largest))
     except ValueError:
         return {}
     found: Variables = {"ntk_rank": ((), np.array(float(bounds.kernel_rank)))}
@@ -235,6 +235,11 @@ def padded(values: Float[Tensor, " K"], width: int) -> np.ndarray:
     return result
 
 
+def seeded(states: Tensor, seed: int) -> torch.Generator:
+    """A fresh generator where the states are: one for each quantity, so that none depends on what came before."""
+    return torch.Generator(states.device).manual_seed(seed)
+
+
 def _modes(gram: Operator, count: int, tol: float, budget: int, seed: int) -> estimate.Modes:
     """Leading eigenpairs, at most as many as there are."""
     generator = torch.Generator(gram.in_space.device).manual_seed(seed)
@@ -270,7 +275,3 @@ def _fix_signs(rows: Float[Tensor, "K N"]) -> Float[Tensor, "K N"]:
     """Each row with its entry of largest magnitude positive."""
     largest = rows.gather(1, rows.abs().argmax(1, keepdim=True))
     return rows * torch.where(largest < 0, -1.0, 1.0).to(rows.dtype)
-
-
-def _generator(lin: Linearisation, seed: int) -> torch.Generator:
-    return torch.Generator(lin.space.device).manual_seed(seed)

@@ -24,7 +24,6 @@ from . import checkpoints, files, gradients, tensors, tree
 from .budget import Meter, TimeBudget
 from .schedules import LogSpaced, Schedule, log_spaced
 from .store import Store, key_of
-from .tensors import fingerprint
 
 __all__ = ["LogSpaced", "Recorder", "log_spaced"]
 
@@ -293,7 +292,7 @@ class Recorder:
     def _analyse(self, analysis: Callable[[nn.Module, int], Any]) -> None:
         """Append to the record what the analysis gives of a copy; the global generators are put back."""
         weights = self.model.state_dict()
-        if not all(bool(torch.isfinite(value).all()) for value in weights.values()):
+        if tensors.first_not_finite(weights) is not None:
             return
         store = Store(self.folder / "analysis")
         try:
@@ -310,7 +309,7 @@ class Recorder:
                 f"`analysis` must give an xarray.Dataset of the step {self.step}; got {type(record).__name__} of "
                 f"{steps}. Return study.analyse(model, trials, loss=..., step=step)."
             )
-        store.advance(record, key_of({"analysis": "of the recorder"}, fingerprint(weights)))
+        store.advance(record, key_of({"analysis": "of the recorder"}, tensors.fingerprint(weights)))
 
     def _write_pair(self) -> None:
         """Write what resuming needs, then the checkpoint: a kill between the two leaves the older pair whole."""

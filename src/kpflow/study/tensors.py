@@ -12,7 +12,7 @@ from torch import Tensor
 
 from . import files
 
-__all__ = ["fingerprint", "read_header", "read_tensors", "write_tensors"]
+__all__ = ["fingerprint", "first_not_finite", "read_header", "read_tensors", "write_tensors"]
 
 PAIRS = "complex pairs"  # header entry: the names stored as pairs of real numbers
 
@@ -84,6 +84,16 @@ def fingerprint(tensors: Mapping[str, Tensor]) -> str:
         digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
         digest.update(tensor.reshape(-1).view(torch.uint8).numpy().tobytes())
     return digest.hexdigest()[:16]
+
+
+def first_not_finite(tensors: Mapping[str, Tensor]) -> str | None:
+    """The name of the first tensor with an entry that is NaN or inf; None if there is none.
+
+    Example:
+        >>> first_not_finite({"a": torch.zeros(2), "b": torch.tensor([1.0, torch.inf])})
+        'b'
+    """
+    return next((name for name, value in tensors.items() if not bool(torch.isfinite(value).all())), None)
 
 
 def _copy(name: str, value: Any) -> Tensor:
