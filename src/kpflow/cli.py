@@ -19,7 +19,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.table import Table
 
-from kpflow import __version__, gallery, plots, report, study, tasks
+from kpflow import __version__, gallery, optim, plots, report, study, tasks
 from kpflow.report.headline import headline
 
 __all__ = ["app", "main", "run"]
@@ -113,7 +113,7 @@ def demo(
 
         study.train_demo(chosen, folder, progress=trained)
         bars.update(training, completed=steps)
-        record = study.analyse_demo(chosen, folder, progress=_follow(bars))
+        record = study.analyse_demo(chosen, folder, forecast=optim.forecast_optimizer, progress=_follow(bars))
     _finish(record, folder / "report.html", None)
 
 
@@ -167,6 +167,7 @@ def analyze(
             settings=settings,
             trust_pickle=trust_pickle,
             objectives=objectives,
+            forecast=optim.forecast_optimizer,
             progress=_follow(bars),
         )
     OUT.print(f"Steps are from the {STEP_FROM[record.attrs['step_from']]}.")

@@ -16,6 +16,7 @@ from report.records import small_record
 FIGURES = {  # function: (a variable it cannot do without, panels of the full record)
     "loss_and_score": ("loss", 2),
     "loss_change": ("actual_loss_change", 2),
+    "loss_forecasts": ("forecast_loss", 2),
     "effective_ranks": (None, 2),
     "spectra": (None, 3),
     "collapse_pipeline": ("effective_dimension", 2),
@@ -429,3 +430,31 @@ def test_the_movement_of_the_kernel_is_that_since_the_first_and_the_one_before(r
     assert not plots.kernel_movement(bare).axes[0].collections
     with pytest.raises(ValueError, match="must name the checkpoints compared with in a coordinate `since`; got none"):
         plots.kernel_movement(record.drop_vars("since"))
+
+
+def test_forecasts_run_from_checkpoint_to_checkpoint_and_those_that_break_are_marked(record):
+    loss, misses = plots.loss_forecasts(record).axes
+    ahead = record["forecast_loss"].values
+    known = np.flatnonzero(np.isfinite(ahead[:, -1]))
+    reached = record["loss"].values
+    forecasts = [line for line in loss.lines if line.get_label().startswith("forecast")]
+    for row, line in zip(known, forecasts, strict=True):
+        np.testing.assert_array_equal(line.get_ydata(), ahead[row])
+        np.testing.assert_array_equal(line.get_xdata(), record["forecast_step"].values[row])
+        held = abs(ahead[row, -1] - reached[row]) <= 0.1 * reached[row]
+        decided = "holds" if held else "breaks"
+        expected = "is open" if record["forecast_error"].values[row] else decided
+        assert line.get_label() == f"forecast that {expected}"
+    assert len({line.get_label() for line in forecasts}) == 3
+    labels = {line.get_label(): line.get_ydata() for line in misses.lines}
+    np.testing.assert_allclose(labels["miss of the forecast"], np.abs(ahead[:, -1] - reached) / reached)
+    np.testing.assert_array_equal(labels["change of the NTK"], record["kernel_change"].values[:, 1])
+    alone = plots.loss_forecasts(record.drop_vars("kernel_change")).axes[1]
+    assert "change of the NTK" not in {line.get_label() for line in alone.lines}
+
+
+def test_a_forecast_that_diverges_stays_in_the_figure(record):
+    wild = record.assign(forecast_loss=record["forecast_loss"].where(record["step"] < record["step"][-1], 1e200))
+    loss, misses = plots.loss_forecasts(wild).axes
+    assert loss.get_ylim()[1] < 10 * float(record["loss"].max())
+    assert misses.get_ylim()[1] < 1e4

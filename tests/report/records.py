@@ -51,6 +51,7 @@ def make_record(steps=25, trials=30, times=90, units=128, modes=20, *, seed=0, m
     _add_trajectories(record, learned, angle, times, rng)
     _add_points(record, learned, rng)
     _add_movement(record, learned)
+    _add_forecasts(record)
     record = _with_representations(_with_objectives(record, learned), learned)
     record["predicted_loss_change"] = "step", -1e-3 * record.loss.values * wobble()
     record["actual_loss_change"] = "step", record.predicted_loss_change.values * (1 - 0.2 * learned) * wobble()
@@ -180,6 +181,19 @@ def _add_movement(record, learned):
         record[f"kernel_{name}"] = ("step", "since"), values
         record[f"kernel_{name}_error"] = ("step", "since"), 0.02 + 0 * values
     record.coords["since"] = ["first", "previous"]
+
+
+def _add_forecasts(record, points=5):
+    """From each checkpoint to the next: the loss that is reached, but for a fall in the middle that they miss."""
+    step, loss = record["step"].values.astype(float), record["loss"].values
+    share = np.linspace(0, 1, points)
+    at, ahead = (np.full((len(step), points), np.nan) for _ in range(2))
+    end = np.where(np.abs(np.arange(len(step)) - 2 * len(step) // 3) < 2, 1.5, 1.02) * loss
+    at[1:] = step[:-1, None] + np.diff(step)[:, None] * share
+    ahead[1:] = loss[:-1, None] + (end[1:] - loss[:-1])[:, None] * share
+    record["forecast_step"], record["forecast_loss"] = (("step", "ahead"), at), (("step", "ahead"), ahead)
+    error = np.where(np.arange(len(step)) == len(step) - 2, loss, 0.0)
+    record["forecast_error"] = "step", np.where(np.isfinite(ahead[:, -1]), error, np.nan)
 
 
 def _with_objectives(record, learned):

@@ -178,6 +178,20 @@ def test_why_there_is_no_neural_collapse_stands_beside_similarity(record):
     assert "What the states tell apart" not in Elements(report.render(small())).words
 
 
+def test_how_many_forecasts_hold_is_said(record):
+    names = ["loss", "forecast_step", "forecast_loss", "forecast_error"]
+    words = Elements(report.render(record[[*names, "kernel_change"]])).words
+    miss = np.abs(record.forecast_loss.values[:, -1] / record.loss.values - 1)
+    known, decided = np.isfinite(miss), record.forecast_error.values == 0
+    holds, broken = decided & (miss <= 0.1), decided & (miss > 0.1)
+    first = step_words(record.step.values[broken][0])
+    assert f"{holds.sum()} of {known.sum()} hold, {broken.sum()} break, first that of {first}; where they hold" in words
+    change = np.nanmedian(record.kernel_change.values[broken, 1])
+    assert f"where they break the NTK changed by {change:.2g} (median)." in words
+    bare = Elements(report.render(record[["loss"]].assign_attrs(forecast_left_out="No forecast: <none>."))).words
+    assert bare.count("No forecast: <none>.") == 1
+
+
 def test_how_far_the_kernel_moved_is_said_in_numbers(record):
     words = Elements(report.render(record[["kernel_change", "kernel_alignment", "kernel_change_error"]])).words
     change = record.kernel_change.values

@@ -7,6 +7,7 @@ from .bias import self_referential_bias
 from .dynamics import bifurcations, fixed_points, lyapunov
 from .eigenvalues import spectra
 from .entries import entry_figure
+from .forecasts import loss_forecasts
 from .leading import ntk_modes
 from .movement import kernel_movement
 from .objectives import objective_alignment, objective_course, objective_interference
@@ -39,6 +40,7 @@ __all__ = [
     "kernel_movement",
     "loss_and_score",
     "loss_change",
+    "loss_forecasts",
     "lyapunov",
     "missing_steps",
     "neural_collapse",

@@ -69,6 +69,8 @@ SCHEMA: dict[str, tuple[str, ...]] = {
         for suffix in ("", "_error")
     },
     **{f"kernel_{name}{suffix}": ("step", "since") for name in ("change", "alignment") for suffix in ("", "_error")},
+    **{f"forecast_{name}": ("step", "ahead") for name in ("step", "loss")},
+    "forecast_error": ("step",),
     "predicted_loss_change": ("step",),
     "actual_loss_change": ("step",),
 }

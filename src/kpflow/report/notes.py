@@ -3,8 +3,10 @@
 import math
 from collections.abc import Callable
 
+import numpy as np
 import xarray as xr
 
+from kpflow.plots.forecasts import forecast_verdicts
 from kpflow.plots.records import has
 from kpflow.plots.style import step_words
 
@@ -14,6 +16,7 @@ __all__ = [
     "allowed",
     "classes",
     "components",
+    "forecasts",
     "learning_rate",
     "movement",
     "objectives",
@@ -102,6 +105,21 @@ def unresolved(record: xr.Dataset) -> str:
 def classes(record: xr.Dataset) -> str:
     """The condition whose values are the classes."""
     return f" Classes: {record.attrs['classes']}." if "classes" in record.attrs else ""
+
+
+def forecasts(record: xr.Dataset) -> str:
+    """How many forecasts hold, which is the first that breaks, and how much the NTK moved where they do either."""
+    record = record.sortby("step")
+    verdicts, steps = forecast_verdicts(record), record["step"].values
+    said = f" {(verdicts == 'holds').sum()} of {(verdicts != '').sum()} hold, {(verdicts == 'breaks').sum()} break"
+    if "breaks" in verdicts:
+        said += f", first that of {step_words(steps[verdicts == 'breaks'][0])}"
+    if has(record, "kernel_change") and "previous" in record["since"]:
+        change = record["kernel_change"].sel(since="previous").values
+        kinds = {"hold": change[verdicts == "holds"], "break": change[verdicts == "breaks"]}
+        known = {kind: float(np.nanmedian(some)) for kind, some in kinds.items() if np.isfinite(some).any()}
+        said += "".join(f"; where they {kind} the NTK changed by {value:.2g} (median)" for kind, value in known.items())
+    return f"{said}."
 
 
 def movement(record: xr.Dataset) -> str:

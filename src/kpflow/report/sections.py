@@ -32,7 +32,22 @@ SECTIONS = (
                 "ratio is 1 where the step is small enough for the linear theory.",
                 note=notes.learning_rate,
             ),
+            Plot(
+                "forecasts",
+                "Loss forecast from checkpoint to checkpoint",
+                plots.loss_forecasts,
+                ("loss", "forecast_step", "forecast_loss"),
+                "What the loss on the analysis trials would become if the NTK stayed as it is at each checkpoint, by "
+                "the optimizer with the state that it had then (Adam: momentum, and its second moments as a metric), "
+                "full-batch, up to the next checkpoint; left beside the loss that was reached, right how much it "
+                "misses that, |forecast − loss| / loss, beside the NTK's relative change in the same interval. A "
+                "forecast holds if it misses by 10 % at most, breaks if by more, and is open where its own error, from "
+                "a small Krylov space, does not decide. It knows neither the fresh trials of training nor Adam's "
+                "factor 1 / (1 − β₁ᵗ), and so is too slow in Adam's first tens of steps.",
+                note=notes.forecasts,
+            ),
         ),
+        reason="forecast_left_out",
     ),
     Section(
         "operators",

@@ -4,7 +4,7 @@ import dataclasses
 import math
 from collections.abc import Callable
 from pathlib import Path
-from typing import final
+from typing import Any, final
 
 import torch
 import xarray as xr
@@ -118,6 +118,7 @@ def train_demo(demo: Demo, folder: str | Path, *, progress: Callable[[int, float
         log_spaced(demo.per_decade),
         metadata=dataclasses.asdict(demo),
         generators={"trials": generator},
+        optimizer_state=True,
     )
     first = recorder.resume(optimizer) + 1
     if first > demo.steps:
@@ -135,6 +136,7 @@ def analyse_demo(
     folder: str | Path,
     *,
     settings: Settings | None = None,
+    forecast: Callable[..., Any] | None = None,
     progress: Callable[[Progress], None] | None = None,
 ) -> xr.Dataset:
     """Analyse the checkpoints of a trained demo; goes on where it was interrupted.
@@ -143,6 +145,7 @@ def analyse_demo(
         demo: What was trained.
         folder: Where the run is; the record goes to `analysis`.
         settings: What decides the numbers; the defaults with the demo's seed if None.
+        forecast: As of `analyse_folder`.
         progress: Called after each checkpoint, then after each interval.
 
     Raises:
@@ -166,6 +169,7 @@ def analyse_demo(
         trials=demo.trials,
         settings=settings or Settings(seed=demo.seed),
         store=Path(folder) / "analysis",
+        forecast=forecast,
         progress=progress,
     )
     return record.assign_attrs(title=f"A GRU with {demo.hidden} units learns {type(demo.task).__name__}")

@@ -2,6 +2,7 @@
 
 import copy
 import dataclasses
+import functools
 import itertools
 import json
 from collections.abc import Callable, Mapping, Sequence
@@ -13,14 +14,17 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from kpflow import __version__, _checks
+from kpflow.states import Linearisation
 from kpflow.tasks import Task, Trials
 
+from .ahead import look_ahead
 from .analysis import Settings, analyse, linearised
 from .checkpoints import Checkpoint, CheckpointFile, list_checkpoints, load_into, read_checkpoint
 from .compared import identity_of
 from .dynamics import held_still
 from .intervals import follow_interval, points_of, with_intervals
 from .movement import Movement
+from .optimizers import read_optimizer
 from .representations import with_similarity
 from .store import Store, key_of
 from .tensors import fingerprint, first_not_finite
@@ -64,6 +68,7 @@ def analyse_folder(
     trust_pickle: bool = False,
     outside: Float[Tensor, "M T I"] | None = None,
     objectives: Any = None,
+    forecast: Callable[..., Any] | None = None,
     progress: Callable[[Progress], None] | None = None,
 ) -> xr.Dataset:
     """Analyse every checkpoint in `folder` on the same trials, and return the record of all steps.
@@ -73,8 +78,9 @@ def analyse_folder(
     mixed in. Checkpoints with weights that are not finite are skipped, and the attribute `skipped` says so.
 
     Then each step is compared with the one before it and with the first: how far the NTK moved
-    (`kpflow.study.movement`), and, where there are fixed points, which bifurcations they met on the way. Each interval
-    is stored in the same manner, in a store of its own in the folder `intervals` of the first.
+    (`kpflow.study.movement`), what the loss was to become (`kpflow.study.ahead`), and, where there are fixed points,
+    which bifurcations they met on the way. Each interval is stored in the same manner, in a store of its own in the
+    folder `intervals` of the first.
 
     Args:
         folder: Where the checkpoints are, of any kind that `list_checkpoints` finds.
@@ -88,6 +94,8 @@ def analyse_folder(
         outside: Inputs of no class, as of `analyse`.
         objectives: As of `analyse`, on `task.sample(trials, mode="grid", noise=False)`; functions as `OwnLosses`, since
             results are kept.
+        forecast: `kpflow.optim.forecast_optimizer`, to forecast the loss from each checkpoint to the next where a
+            `Recorder(optimizer_state=True)` kept what the optimizer was.
         progress: Called after each checkpoint, then after each interval.
 
     Raises:
@@ -114,7 +122,7 @@ def analyse_folder(
     files = list_checkpoints(folder, trust_pickle=trust_pickle)
     results = Store(Path(folder) / "analysis" if store is None else store)
     results.clean()
-    study = _Study(model, task, core, trials, settings, results, trust_pickle, outside, objectives)
+    study = _Study(model, task, core, trials, settings, results, trust_pickle, outside, objectives, forecast)
     study.identity()  # refused before anything is analysed, if it is
     keys: dict[int, str] = {}
     skipped: dict[int, str] = {}
@@ -170,6 +178,7 @@ class _Study:
     trust_pickle: bool
     outside: Tensor | None
     objectives: Any
+    forecast: Callable[..., Any] | None
 
     def run(self, file: CheckpointFile, checkpoint: Checkpoint) -> tuple[str, str]:
         """Analyse and store one checkpoint, unless that was done; returns its key and what was done."""
@@ -202,22 +211,42 @@ class _Study:
         selected: dict[int, str] = {}
         pairs = list(itertools.pairwise(files))
         at = {file.step: file for file in files}
-        movement = Movement(
-            lambda step: linearised(self._model_at(at[step]), self._sample(), self.core),
-            files[0].step,
-            budget=self.settings.budget,
-            seed=self.settings.seed,
-        )
+        linearise = functools.lru_cache(maxsize=1)(
+            lambda step: self._linearised(at[step])
+        )  # its last is the next's first
+        movement = Movement(linearise, files[0].step, budget=self.settings.budget, seed=self.settings.seed)
         for done, (previous, last) in enumerate(pairs, start=1):
-            since = {"first": keys[files[0].step], "from": keys[previous.step]}  # they stand for settings and weights
-            key = key_of(since, keys[last.step])
+            key = self._key_of_interval(keys, files[0], previous, last)
             outcome = "found" if intervals.has(last.step, key) else "analysed"
             if outcome == "analysed":
-                found = movement.between(previous.step, last.step)
-                intervals.append(found.merge(self._events((previous, last), record)), key)
+                ahead = self._ahead(linearise, previous, last)
+                events = self._events((previous, last), record)
+                moved = movement.between(previous.step, last.step)
+                intervals.append(ahead.merge(moved).merge(events), key)
             selected[last.step] = key
             intervals.select(selected)
             progress(Progress(done, len(pairs), last.step, outcome, part="intervals"))
+
+    def _key_of_interval(
+        self, keys: Mapping[int, str], first: CheckpointFile, previous: CheckpointFile, last: CheckpointFile
+    ) -> str:
+        """The keys of its checkpoints stand for settings and weights."""
+        forecast = self.forecast and [self.forecast.__name__, _optimizer_path(previous).is_file()]
+        return key_of({"first": keys[first.step], "from": keys[previous.step], "forecast": forecast}, keys[last.step])
+
+    def _ahead(
+        self, linearise: Callable[[int], Linearisation], previous: CheckpointFile, last: CheckpointFile
+    ) -> xr.Dataset:
+        """The forecast of the loss between two checkpoints; nothing where none was asked for."""
+        if self.forecast is None:
+            return xr.Dataset()
+        model, trials = self._model_at(previous), self._sample()
+        optimizer = read_optimizer(_optimizer_path(previous), model)
+        loss = functools.partial(self.task.loss, trials=trials)
+        return look_ahead(self.forecast, linearise(previous.step), loss, optimizer, model, (previous.step, last.step))
+
+    def _linearised(self, file: CheckpointFile) -> Linearisation:
+        return linearised(self._model_at(file), self._sample(), self.core)
 
     def _events(self, pair: tuple[CheckpointFile, CheckpointFile], record: xr.Dataset) -> xr.Dataset:
         """The bifurcations between two checkpoints; nothing where no fixed points were searched."""
@@ -249,6 +278,11 @@ class _Study:
             "objectives": identity_of(self.objectives),
             "version": __version__,
         }
+
+
+def _optimizer_path(file: CheckpointFile) -> Path:
+    """Where a recorder keeps the optimizer of a checkpoint."""
+    return file.path.parent / "optimizers" / file.path.name
 
 
 def _model(make_model: Callable[[], nn.Module]) -> nn.Module:

@@ -13,6 +13,7 @@ from kpflow.dynamics import Event, TrainingPath, checkpoint_path, training_path
 from kpflow.dynamics.maps import exact_derivatives
 from kpflow.dynamics.parametric import parametric_map
 
+from .ahead import LEFT_OUT
 from .dynamics import Held
 
 __all__ = ["KINDS", "follow_interval", "points_of", "with_intervals"]
@@ -97,6 +98,8 @@ def with_intervals(record: xr.Dataset, intervals: xr.Dataset) -> xr.Dataset:
     """
     at_steps = [name for name in intervals.data_vars if name not in EVENTS]
     merged = record.merge(intervals[at_steps].reindex(step=record["step"].values))
+    if LEFT_OUT in intervals.attrs and not bool(merged["forecast_loss"].notnull().any()):
+        merged = merged.assign_attrs({LEFT_OUT: intervals.attrs[LEFT_OUT]})
     return _with_events(merged, intervals) if "event_step" in intervals else merged
 
 

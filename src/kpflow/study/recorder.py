@@ -20,7 +20,7 @@ from torch.utils.hooks import RemovableHandle
 
 from kpflow import _checks
 
-from . import checkpoints, files, gradients, tensors, tree
+from . import checkpoints, files, gradients, optimizers, tensors, tree
 from .budget import Meter, TimeBudget
 from .schedules import LogSpaced, Schedule, log_spaced
 from .store import Store, key_of
@@ -52,6 +52,8 @@ class Recorder:
             dropout draws from `torch.default_generator`.
         gradients: Also write the gradient at the weights of every recorded step, as it is before the optimizer takes
             it, to `gradients/step-00000010.safetensors`; `read_checkpoint` reads it, with loss and norm as metadata.
+        optimizer_state: Also write the optimizer's state of every recorded step, from which `analyse_folder` forecasts
+            the loss, to `optimizers/step-00000010.safetensors`; for Adam twice the size of the weights.
         analysis: Called with a copy of the model, in evaluation mode, and the step, after each checkpoint; what it
             gives, as `study.analyse` does, becomes the record in the folder `analysis`, which `kpflow report` reads.
             Weights that are not finite are not analysed. Where a later analysis fails, a warning says why, and training
@@ -87,6 +89,7 @@ class Recorder:
         gradients: bool = False,
         budget: TimeBudget | None = None,
         analysis: Any = None,
+        optimizer_state: bool = False,
     ) -> None:
         """Set up; nothing is written yet."""
         if not isinstance(model, nn.Module):
@@ -109,6 +112,7 @@ class Recorder:
         self.generators = dict(generators or {})
         self.gradients = gradients
         self.analysis = analysis
+        self.optimizer_state = optimizer_state
         self.step = 0
         self.skipped: list[int] = []
         self._meter = Meter(budget)
@@ -228,7 +232,7 @@ class Recorder:
             OSError: The files cannot be moved; calling it again goes on with those that are left.
         """
         _checks.check_range("step", step, 0, integer=True)
-        for place in (self.folder, self.folder / "gradients"):
+        for place in (self.folder, self.folder / "gradients", self.folder / "optimizers"):
             for path in sorted(place.glob("step-*.*"), reverse=True):  # the weights before their JSON file
                 ours = re.fullmatch(OWN, path.name)
                 if ours and int(ours[1]) > step:
@@ -326,6 +330,9 @@ class Recorder:
         resume = self._resume_path(self.step)
         files.write_json(resume.with_suffix(".json"), layout)
         tensors.write_tensors(resume, parts, {"step": str(self.step)})
+        if self.optimizer_state and self._optimizer is not None:
+            path = self.folder / "optimizers" / self._name(self.step)
+            optimizers.save_optimizer(path, self._optimizer, self.model, self.step)
         finite = self._loss is not None and math.isfinite(self._loss)
         told = {"loss": self._loss if finite else None, "skipped": self.skipped or None}
         metadata = {**self.metadata, **{name: value for name, value in told.items() if value is not None}}
