@@ -11,6 +11,7 @@ from torch import Tensor
 __all__ = [
     "check_finite",
     "check_generator",
+    "check_numbers",
     "check_one_of",
     "check_positive",
     "check_range",
@@ -65,6 +66,14 @@ def check_range(
     right_type = isinstance(value, int if integer else (int, float)) and not isinstance(value, bool)
     if not right_type or not low <= value <= high or value == math.inf:
         raise ValueError(f"`{name}` must be {kind} {limits}; got {value!r}.")
+
+
+def check_numbers(name: str, value: Any, count: int | None = None) -> None:
+    """Raise unless `value` is a tuple or list of numbers, `count` of them or at least one."""
+    right_type = isinstance(value, (tuple, list)) and all(isinstance(entry, (int, float)) for entry in value)
+    if not right_type or not (len(value) == count if count else len(value)):
+        words = f"{count} numbers" if count else "at least one number"
+        raise ValueError(f"`{name}` must be a tuple of {words}; got {value!r}.")
 
 
 def check_one_of(name: str, value: Any, choices: Sequence[str]) -> None:

@@ -18,8 +18,9 @@ import xarray as xr
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.table import Table
+from rich.text import Text
 
-from kpflow import __version__, gallery, optim, plots, report, study, tasks
+from kpflow import __version__, gallery, plots, report, study, tasks
 from kpflow.report.headline import headline
 
 __all__ = ["app", "main", "run"]
@@ -113,7 +114,7 @@ def demo(
 
         study.train_demo(chosen, folder, progress=trained)
         bars.update(training, completed=steps)
-        record = study.analyse_demo(chosen, folder, forecast=optim.forecast_optimizer, progress=_follow(bars))
+        record = study.analyse_demo(chosen, folder, progress=_follow(bars))
     _finish(record, folder / "report.html", None)
 
 
@@ -167,7 +168,6 @@ def analyze(
             settings=settings,
             trust_pickle=trust_pickle,
             objectives=objectives,
-            forecast=optim.forecast_optimizer,
             progress=_follow(bars),
         )
     OUT.print(f"Steps are from the {STEP_FROM[record.attrs['step_from']]}.")
@@ -275,6 +275,10 @@ def load_factory(text: str) -> Callable[[], Any]:
     except ModuleNotFoundError as error:
         why = f"there is no module {error.name!r} here or among what is installed"
         raise ValueError(f"`--model {text}` could not be imported: {why}. Run it where the module is.") from error
+    except SystemExit as error:
+        why = f"{module_name} ends the program, as parse_args does"
+        remedy = 'Put that under `if __name__ == "__main__":`'
+        raise ValueError(f"`--model {text}` could not be imported: {why}. {remedy}.") from error
     except Exception as error:
         raise ValueError(f"`--model {text}` could not be imported: {_described(error)}.") from error
     factory = getattr(module, name, None)
@@ -287,7 +291,7 @@ def load_factory(text: str) -> Callable[[], Any]:
     def make() -> Any:
         try:
             return factory()
-        except Exception as error:
+        except (Exception, SystemExit) as error:
             raise ValueError(
                 f"`--model {text}` failed: {_described(error)}. It must work without arguments and return the model."
             ) from error
@@ -345,7 +349,8 @@ def _finish(record: xr.Dataset, path: Path, title: str | None) -> None:
     """Write the page, and print the headline numbers and where it is."""
     page = report.write(record, path, title=title)
     steps = record["step"].values
-    table = Table(title=str(title or record.attrs.get("title", "")), title_justify="left")
+    words = Text(str(title or record.attrs.get("title", "")), style="table.title")  # no markup
+    table = Table(title=words, title_justify="left")
     for column in ("", f"step {steps[0]}", f"step {steps[-1]}"):
         table.add_column(column)
     for row in headline(record):
@@ -366,7 +371,7 @@ def _explain(error: Exception) -> int:
     return _say(f"unexpected {_described(error)}. Set KPFLOW_DEBUG=1 to see where.", 1)
 
 
-def _described(error: Exception) -> str:
+def _described(error: BaseException) -> str:
     return f"{type(error).__name__}: {error}"
 
 

@@ -71,8 +71,9 @@ def test_analyze_and_report(folder, tmp_path, capsys):
     assert said.out.splitlines()[-1] == "Report: run/report.html"
     page = (tmp_path / "run" / "report.html").read_text()
     assert page.startswith("<!") and "memory" in page.lower()  # noqa: PT018
-    assert run(["report", "run", "--out", "again.html", "--title", "Once more"]) == 0
-    assert "<title>Once more</title>" in (tmp_path / "again.html").read_text()
+    assert run(["report", "run", "--out", "again.html", "--title", "Once more [/b]"]) == 0
+    assert "<title>Once more [/b]</title>" in (tmp_path / "again.html").read_text()
+    assert "Once more [/b]" in capsys.readouterr().out
 
 
 def test_demo(tmp_path, capsys):
@@ -119,6 +120,15 @@ def test_a_module_that_fails(folder, tmp_path, capsys):
     (tmp_path / f"{folder}_needy.py").write_text("import not_installed_at_all")
     said = wrong(["analyze", "run", "--task", "memory_pro", "--model", f"{folder}_needy:make"], capsys)
     assert "there is no module 'not_installed_at_all'" in said
+
+
+def test_a_module_that_ends_the_program(folder, tmp_path, capsys):
+    (tmp_path / f"{folder}_parses.py").write_text("import sys\nsys.exit(2)")
+    said = wrong(["analyze", "run", "--task", "memory_pro", "--model", f"{folder}_parses:make"], capsys)
+    assert f"could not be imported: {folder}_parses ends the program, as parse_args does. Put that under" in said
+    (tmp_path / f"{folder}_late.py").write_text("import sys\ndef make():\n    sys.exit('no data')")
+    said = wrong(["analyze", "run", "--task", "memory_pro", "--model", f"{folder}_late:make"], capsys)
+    assert "failed: SystemExit: no data. It must work without arguments" in said
 
 
 def test_other_mistakes(folder, tmp_path, capsys):

@@ -33,5 +33,7 @@ def test_a_name_like_none_brings_the_list():
 def test_an_unknown_parameter_brings_the_nearest():
     with pytest.raises(TypeError, match=r"`stimulu` is no parameter of memory_pro. Did you mean 'stimulus'\?"):
         get("memory_pro", stimulu=3)
+    with pytest.raises(TypeError, match=r"`name` is no parameter of memory_pro\. "):
+        get("memory_pro", name="x")
     with pytest.raises(TypeError, match=r"`qq` is no parameter of flipflop. There are: K, steps, p, "):
         get("flipflop", qq=3)

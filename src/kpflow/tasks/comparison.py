@@ -9,7 +9,7 @@ import torch
 from jaxtyping import Int
 from torch import Tensor
 
-from kpflow._checks import check_one_of, check_positive, check_range
+from kpflow._checks import check_numbers, check_one_of, check_positive, check_range
 
 from .base import Task, check_noise, need_condition, trials_of
 from .scores import decision
@@ -77,8 +77,7 @@ class ParametricWorkingMemory(Task):
     def __post_init__(self) -> None:
         check_positive("low", self.low)
         check_range("high", self.high, self.low)
-        if len(self.differences) == 0:
-            raise ValueError("`differences` must have at least one value; got none.")
+        check_numbers("differences", self.differences)
         for difference in self.differences:
             check_positive("differences", difference)
             check_range("differences", difference, 0, self.high - self.low)
@@ -293,7 +292,6 @@ def _check_times(task: ParametricWorkingMemory | DelayedMatch, needed: tuple[str
         check_positive(name, getattr(task, name))
         if to_steps(getattr(task, name), task.dt) < 1:
             raise ValueError(f"`{name}` must last at least one step of {task.dt:g} ms; got {getattr(task, name):g} ms.")
-    if len(task.delay) != 2:
-        raise ValueError(f"`delay` must be (low, high), ms; got {task.delay!r}.")
+    check_numbers("delay", task.delay, 2)
     check_range("delay", task.delay[0], 0)
     check_range("delay", task.delay[1], task.delay[0])

@@ -9,7 +9,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from kpflow._checks import check_positive, check_range
+from kpflow._checks import check_numbers, check_positive, check_range
 
 from .base import Task, check_flag, check_noise, need_condition, trials_of
 from .scores import decision
@@ -59,8 +59,7 @@ class EvidenceTask(Task):
     tau: int | float = 100.0
 
     def __post_init__(self) -> None:
-        if len(self.coherences) == 0:
-            raise ValueError("`coherences` must have at least one value; got none.")
+        check_numbers("coherences", self.coherences)
         for coherence in self.coherences:
             check_positive("coherences", coherence)
         check_positive("scale", self.scale)

@@ -62,7 +62,7 @@ def names() -> tuple[str, ...]:
     return tuple(TASKS)
 
 
-def get(name: str, **parameters: Any) -> Task:
+def get(name: str, /, **parameters: Any) -> Task:
     """Make the task called `name`, with its defaults where `parameters` say nothing.
 
     Raises:
