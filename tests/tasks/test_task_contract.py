@@ -313,6 +313,8 @@ def test_sample_rejects_what_it_does_not_know():
         task.sample(2, shared_timing="yes")
     with pytest.raises(TypeError, match=r"`dtype` must be a floating-point type.*got torch.int64"):
         task.sample(2, dtype=torch.int64)
+    with pytest.raises(TypeError, match=r"`dtype` must be a floating-point type.*got float32"):
+        task.sample(2, dtype="float32")
     with pytest.raises(TypeError, match=r"`generator` must be a torch.Generator or None; got int"):
         task.sample(2, generator=0)
 

@@ -90,14 +90,14 @@ def settings_of(record: xr.Dataset) -> dict[str, Any]:
 def provenance(record: xr.Dataset) -> dict[str, str]:
     """What was analysed, with what, when and how: attributes, sizes, settings, in words."""
     attributes = record.attrs
-    words = {"model": "model", "task": "task", "kpflow": "kpflow_version", "torch": "torch_version"}
-    words |= {"seed": "seed", "analysed": "created"}
-    known = {label: str(attributes[key]) for label, key in words.items() if key in attributes}
+    labels = {"model": "model", "task": "task", "kpflow": "kpflow_version", "torch": "torch_version"}
+    labels |= {"seed": "seed", "analysed": "created"}
+    known = {label: str(attributes[key]) for label, key in labels.items() if key in attributes}
     analysed = [name for name in map(str, record.data_vars) if name not in ("loss", "score") and _is_mine(record, name)]
     left_out = missing_steps(record, analysed) if analysed else []
     known["steps"] = f"{record.sizes['step'] - len(left_out)} of {record.sizes['step']} analysed in full"
     known["sizes"] = " × ".join(f"{axis} {size}" for axis, size in record.sizes.items())
-    known |= {"skipped": words} if (words := _skipped(record)) else {}
+    known |= {"skipped": skipped} if (skipped := _skipped(record)) else {}
     settings = {str(key): _plain(value) for key, value in settings_of(record).items()}
     return known | {
         f"{key} (setting)" if key in known else key: value for key, value in settings.items() if known.get(key) != value

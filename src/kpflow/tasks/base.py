@@ -127,7 +127,7 @@ class Task(abc.ABC):
         check_one_of("mode", mode, MODES)
         check_flag("noise", noise, "The level of the noise is a parameter of the task.")
         check_flag("shared_timing", shared_timing)
-        if not dtype.is_floating_point:
+        if not isinstance(dtype, torch.dtype) or not dtype.is_floating_point:
             raise TypeError(f"`dtype` must be a floating-point type such as torch.float32; got {dtype}.")
         source = check_generator("generator", generator, torch.device("cpu"))
         trials = self._draw(B, source if mode == "random" else None, shared_timing)

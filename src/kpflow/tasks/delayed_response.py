@@ -12,7 +12,7 @@ from torch import Tensor
 
 from kpflow._checks import check_one_of, check_range
 
-from .base import Task, check_noise, need_condition, noise_per_step
+from .base import Task, check_noise, need_condition, noise_per_step, trials_of
 from .directions import angular_distance, draw_angles, read_angle, response_weights, to_channels
 from .timing import consecutive, draw_durations, fixed_durations, piecewise, to_steps
 from .trials import Trials
@@ -159,26 +159,20 @@ class DelayedResponse(Task):
 
     def _draw(self, B: int, generator: torch.Generator | None, shared_timing: bool) -> Trials:
         epochs = consecutive(self.epoch_names, self._durations(B, generator, shared_timing))
-        length = epochs["response"][1].clone()
         angle = self._angles(B, generator)
-        T = int(length.max())
+        T = int(epochs["response"][1].max())
         zeros = torch.zeros_like(angle)
         shown = {name: self._static_inputs(name, {"angle": angle}, zeros) for name in self.epoch_names}
         inputs = piecewise(epochs, shown, T)  # [B, T, 3]
-        return Trials(
+        return trials_of(
+            self,
             inputs=inputs,
-            inputs_clean=inputs.clone(),
             targets=piecewise(epochs, {name: self._answer(name, angle) for name in self.epoch_names}, T),
             mask=response_weights(
                 epochs, T, grace=self.grace, dt=self.dt, weighting=self.weighting, channels=self.num_outputs
             ),
-            length=length,
             epochs=epochs,
             conditions={"angle": angle},
-            dt=self.dt,
-            tau=self.tau,
-            input_labels=self.input_labels,
-            output_labels=self.output_labels,
         )
 
     def _static_inputs(self, epoch: str, conditions: Mapping[str, Tensor], zeros: Tensor) -> Tensor:

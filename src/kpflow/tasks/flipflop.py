@@ -10,7 +10,8 @@ from torch import Tensor
 
 from kpflow._checks import check_one_of, check_positive, check_range
 
-from .base import Task, check_flag, check_noise, need_condition, noise_per_step
+from .base import Task, check_flag, check_noise, need_condition, noise_per_step, trials_of
+from .scores import within
 from .trials import Trials
 
 __all__ = ["FlipFlop"]
@@ -127,18 +128,13 @@ class FlipFlop(Task):
             inputs = torch.cat((pulses, context[:, None, None].expand(B, self.steps, 1)), dim=2)
             conditions = {"final": _pattern_number(targets[:, -1]), "context": context}
         length = torch.full((B,), self.steps)
-        return Trials(
+        return trials_of(
+            self,
             inputs=inputs,
-            inputs_clean=inputs.clone(),
             targets=targets,
             mask=self._weights(targets),
-            length=length,
-            epochs={"memory": (torch.zeros_like(length), length.clone())},
+            epochs={"memory": (torch.zeros_like(length), length)},
             conditions=conditions,
-            dt=self.dt,
-            tau=self.tau,
-            input_labels=self.input_labels,
-            output_labels=self.output_labels,
         )
 
     def _static_inputs(self, epoch: str, conditions: Mapping[str, Tensor], zeros: Tensor) -> Tensor:
@@ -151,7 +147,7 @@ class FlipFlop(Task):
         weighted = trials.mask > 0
         right = (outputs - trials.targets).abs() < 0.5
         return {
-            "accuracy": float((right & weighted).sum() / weighted.sum()),
+            "accuracy": within(outputs, trials, 0.5),
             "perfect_trials": float((right | ~weighted).all(dim=2).all(dim=1).double().mean()),
         }
 
