@@ -20,7 +20,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Table
 from rich.text import Text
 
-from kpflow import __version__, gallery, plots, report, study, tasks
+from kpflow import __version__, gallery, optim, plots, report, study, tasks
 from kpflow.report.headline import headline
 
 __all__ = ["app", "main", "run"]
@@ -114,7 +114,7 @@ def demo(
 
         study.train_demo(chosen, folder, progress=trained)
         bars.update(training, completed=steps)
-        record = study.analyse_demo(chosen, folder, progress=_follow(bars))
+        record = study.analyse_demo(chosen, folder, forecast=optim.forecast_optimizer, progress=_follow(bars))
     _finish(record, folder / "report.html", None)
 
 
@@ -168,6 +168,7 @@ def analyze(
             settings=settings,
             trust_pickle=trust_pickle,
             objectives=objectives,
+            forecast=optim.forecast_optimizer,
             progress=_follow(bars),
         )
     OUT.print(f"Steps are from the {STEP_FROM[record.attrs['step_from']]}.")
