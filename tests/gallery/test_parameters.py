@@ -30,6 +30,12 @@ WITHIN = [
     ("gdes", {"pull": 1.0, "push": 2.0}),
     ("vagram", {"largest": 2.5}),
     ("vagram", {"largest": 20.0}),
+    ("consensus", {"noise": 0.5}),
+    ("langevin", {"strength": 0.5}),
+    ("knowledge", {"noise": 0.3}),
+    ("directpred", {"decay": 0.005}),
+    ("mask_search", {"kept": 2}),
+    ("random_teacher", {"distance": 0.003}),
 ]
 
 

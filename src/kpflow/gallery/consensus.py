@@ -83,10 +83,10 @@ class Consensus(Entry[System, Observed, Predicted]):
     omits = "Convergence in the mean field, noise of each coordinate apart, and training of networks."
 
     def make(self, seed: int = 0, *, short: bool = False, broken: bool = False, noise: float = 0.3) -> System:
-        if not 0 <= noise < math.sqrt(2 / SIZE):
+        if not 0 <= noise <= 0.5:
             raise ValueError(
-                f"`noise` must be at least 0 and below √(2λ/d) = {math.sqrt(2 / SIZE):.3g}; got {noise!r}: "
-                f"σ is a size, and at 2λ ≤ dσ² the swarm does not contract."
+                f"`noise` must be at least 0 and at most 0.5; got {noise!r}: σ is a size, and near √(2λ/d) = "
+                f"{math.sqrt(2 / SIZE):.3g}, where the swarm does not contract, few particles carry its variance."
             )
         generator = torch.Generator().manual_seed(seed)
         left, right = (orthogonal(generator, SIZE) for _ in range(2))

@@ -75,10 +75,10 @@ class DirectPred(Entry[System, Observed, Predicted]):
     omits = "The DirectPred algorithm itself, deep encoders, and data that are not white."
 
     def make(self, seed: int = 0, *, short: bool = False, broken: bool = False, decay: float = 0.1) -> System:
-        if not 0 < decay < 1 / (4 * (1 + SPREAD)):
+        if not 0.005 <= decay < 1 / (4 * (1 + SPREAD)):
             raise ValueError(
-                f"`decay` must be between 0 and τ²/4(1 + σ²) = {1 / (4 * (1 + SPREAD)):.4g}; got {decay:g}: beyond the "
-                "fold everything collapses, and there is no edge p₋ to find."
+                f"`decay` must be at least 0.005 and below τ²/4(1 + σ²) = {1 / (4 * (1 + SPREAD)):.4g}; got {decay:g}: "
+                "with less the start is not forgotten, and beyond the fold all collapses: there is no edge p₋ to find."
             )
         generator = torch.Generator().manual_seed(seed)
         basis, other, right = (orthogonal(generator, size) for size in (5, 5, 8))

@@ -10,7 +10,6 @@ from scipy.optimize import brentq
 from torch import Tensor
 from torch.nn.functional import normalize
 
-from kpflow._checks import check_range
 from kpflow.estimate import spectrum
 from kpflow.operators import Dense
 
@@ -84,10 +83,10 @@ class Langevin(Entry[System, Observed, Predicted]):
     omits = "How many samples are needed, n ≳ d^{k/2}, and single-index models."
 
     def make(self, seed: int = 0, *, short: bool = False, broken: bool = False, strength: float = 0.4) -> System:
-        check_range("strength", strength, 0.05)
-        if strength > 0.5:
+        if not 0.3 <= strength <= 0.5:
             raise ValueError(
-                f"`strength` must be at most 0.5; got {strength!r}: the mean is predicted to first order in it only."
+                f"`strength` must be between 0.3 and 0.5; got {strength!r}: the mean is predicted to first order in it "
+                "only, and with less it is not seen above the chains' noise."
             )
         generator = torch.Generator().manual_seed(seed)
         spike = normalize(normal(generator, SIZE), dim=0)

@@ -79,10 +79,11 @@ class MaskSearch(Entry[System, Observed, Predicted]):
     omits = "Deep networks, retraining of the ticket, and the balance of gradients with a sparsity target."
 
     def make(self, seed: int = 0, *, short: bool = False, broken: bool = False, kept: int = 6) -> System:
-        check_range("kept", kept, 1, integer=True)
-        if kept >= SIZE:
+        check_range("kept", kept, 2, integer=True)
+        if kept > SIZE // 2:
             raise ValueError(
-                f"`kept` must be below the number of weights, {SIZE}; got {kept!r}: there is nothing to choose."
+                f"`kept` must be at most half of the {SIZE} weights; got {kept!r}: with more there is little "
+                "to choose, and saliency finds it too."
             )
         generator = torch.Generator().manual_seed(seed)
         factors, loads, noise, weights = (

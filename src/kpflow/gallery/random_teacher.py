@@ -69,10 +69,11 @@ class RandomTeacher(Entry[System, Observed, Predicted]):
     omits = "The gain of a probe on the student's features, which small networks did not show: .01–.02 at most."
 
     def make(self, seed: int = 0, *, short: bool = False, broken: bool = False, distance: float = 0.05) -> System:
-        if not 0 < distance <= 0.1:
+        if not 0.003 <= distance <= 0.1:
             raise ValueError(
-                f"`distance` must be above 0 and at most 0.1; got {distance!r}: farther away more than a few ReLUs "
-                f"change sides, and the flow is no longer that of the teacher's NTK up to O(α²)."
+                f"`distance` must be between 0.003 and 0.1; got {distance!r}: farther away more than a few ReLUs "
+                "change sides, and the flow is no longer that of the teacher's NTK up to O(α²); nearer none "
+                "does, and the order of the difference is another."
             )
         generator = torch.Generator().manual_seed(seed)
         inputs = normal(generator, 30 if short else 60, 20)
