@@ -144,8 +144,8 @@ def rank_bounds(
         singular_values: σ_min(P) and σ_max(P), or a lower and an upper bound of them, e.g.
             1 / `estimate.operator_norm(P.inverse)` and `estimate.operator_norm(P)`; those estimates approach σ_max from
             below. None for 0 and ∞, which leaves what K alone implies.
-        tol: Eigenvalues of K below `tol` times the largest are zero; n_S times the rounding error of the dtype if None,
-            but 0.1 at most.
+        tol: Eigenvalues of K below `tol` times the largest are zero; 10 √n_S times the rounding error of the dtype if
+            None, but 0.1 at most.
 
     Raises:
         ValueError: `singular_values` are not two numbers with 0 ≤ σ_min ≤ σ_max, `tol` is not between 0 and 1, K is
@@ -162,7 +162,7 @@ def rank_bounds(
     low, high = _singular_values(singular_values)
     space = linearisation.space
     if tol is None:
-        tol = min(0.1, space.size * torch.finfo(space.dtype).eps)
+        tol = min(0.1, 10 * math.sqrt(space.size) * torch.finfo(space.dtype).eps)
     if not 0 < tol < 1:
         raise ValueError(f"`tol` must be a number between 0 and 1, both excluded; got {tol}.")
     K = ParameterKernel(linearisation)

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from kpflow import estimate, flow
 from kpflow.estimate.structured import smaller_side
-from kpflow.operators import Operator
+from kpflow.operators import Gramian, Operator
 from kpflow.states import Linearisation
 
 __all__ = [
@@ -50,7 +50,8 @@ def operator_measures(
     Effective rank and trace of P are those of P Pᵀ (the trace is ‖P‖²_F), its spectrum are singular values. The
     spectra of Gramians come from their smaller side, FᵀF and F Fᵀ having the same. Effective rank and trace come with
     one standard error; the spectra with a bound, within which each value has an eigenvalue or singular value. They are
-    best at the top, and low by a few per cent where many values lie close together.
+    best at the top, and low by a few per cent where many values lie close together. Those of K are exact, with errors
+    of 0, where its spectrum is known from its structure.
 
     Args:
         lin: The linearised state equation.
@@ -64,12 +65,9 @@ def operator_measures(
     """
     P, K, ntk = flow.Propagator(lin), flow.ParameterKernel(lin), flow.Ntk(lin)
     effort = {"rtol": rtol, "budget": budget, "raise_on_failure": False}
-    found: Variables = {}
-    for name, operator, gram in (
-        ("ntk", ntk, smaller_side(ntk)),
-        ("kernel", K, smaller_side(K)),
-        ("propagator", P, P.T @ P),
-    ):
+    found = _exact_measures("kernel", K, modes, width)
+    measured = [("ntk", ntk, smaller_side(ntk)), ("propagator", P, P.T @ P)]
+    for name, operator, gram in measured if found else [*measured, ("kernel", K, smaller_side(K))]:
         rank = estimate.effective_rank(gram, generator=seeded(lin.states, seed), **effort)
         trace = estimate.trace(operator if operator.symmetric else gram, generator=seeded(lin.states, seed), **effort)
         for quantity, result in (("effective_rank", rank), ("trace", trace)):
@@ -238,6 +236,22 @@ def padded(values: Float[Tensor, " K"], width: int) -> np.ndarray:
 def seeded(states: Tensor, seed: int) -> torch.Generator:
     """A fresh generator where the states are: one for each quantity, so that none depends on what came before."""
     return torch.Generator(states.device).manual_seed(seed)
+
+
+def _exact_measures(name: str, gramian: Gramian, modes: int, width: int) -> Variables:
+    """Effective rank, trace and leading spectrum by structure; empty where it does not tell the spectrum."""
+    known = gramian.structure.spectrum() if gramian.structure is not None else None
+    if known is None:
+        return {}
+    values = known.compute()
+    rank = float(values.sum().square() / values.square().sum())
+    found: Variables = {}
+    for quantity, value in (("effective_rank", rank), ("trace", float(values.sum()))):
+        found |= {f"{name}_{quantity}": ((), np.array(value)), f"{name}_{quantity}_error": ((), np.array(0.0))}
+    leading = values[:modes]
+    found[f"{name}_spectrum"] = (("mode",), padded(leading, width))
+    found[f"{name}_spectrum_error"] = (("mode",), padded(torch.zeros_like(leading), width))
+    return found
 
 
 def _modes(gram: Operator, count: int, tol: float, budget: int, seed: int) -> estimate.Modes:
