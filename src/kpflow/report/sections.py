@@ -72,8 +72,8 @@ SECTIONS = (
                 plots.spectra,
                 tuple(f"{name}_spectrum" for name in ("ntk", "propagator", "kernel")),
                 "Leading eigenvalues of NTK and K and leading singular values of P at chosen steps from the first to "
-                "the last, by block Krylov iterations with products alone. A steep fall means that few directions "
-                "learn.",
+                "the last, by block Krylov iterations with products alone; those of K exactly, where its structure tells "
+                "them. A steep fall means that few directions learn.",
                 any_of=True,
             ),
             Plot(
