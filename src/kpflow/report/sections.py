@@ -62,8 +62,8 @@ SECTIONS = (
                 tuple(f"{name}_effective_rank" for name in ("ntk", "propagator", "kernel")),
                 "Effective rank (tr A)² / ‖A‖²_F of A = NTK, P Pᵀ and K, i.e. the number of directions that carry "
                 "the operator, and, where the record has them, their traces; that of P Pᵀ is ‖P‖²_F. Traces and "
-                "norms are estimated matrix-free, those of K exact where its structure tells them; bars are one standard "
-                "error.",
+                "norms are estimated matrix-free, those of K exact where its structure tells them; bars are one "
+                "standard error.",
                 any_of=True,
                 sampled=True,
             ),
