@@ -98,7 +98,7 @@ class Tab:
 def test_silent_alone_visible_and_in_bounds(browser, address, width, scheme):
     with Tab(browser, address, width, scheme) as tab:
         sizes = tab.page.evaluate(FIGURES_SEEN)
-        assert len(sizes) == sum(len(section.plots) for section in SECTIONS) == 18
+        assert len(sizes) == sum(len(section.plots) for section in SECTIONS) == 20
         assert min(min(size) for size in sizes) > 100
         assert tab.page.evaluate("document.documentElement.scrollWidth") <= width
         assert tab.page.evaluate(TEXT_OUTSIDE) == []
@@ -128,9 +128,9 @@ def test_the_slider_moves_every_cursor_and_the_trajectories(browser, address, re
         assert step_name.inner_text() == "step 20\u202f000"
         cursors = "[...document.querySelectorAll('.wide .cursor')].map((line) => line.getAttribute('x1'))"
         last, painted = tab.page.evaluate(cursors), tab.page.evaluate(PAINTED)
-        # loss, score, two of the loss change, rank, trace, pipeline, three of its axes, three of the bounds, two of
-        # neural collapse, similarity, two of points, exponents, seven of objectives
-        assert len(last) == 26
+        # loss, score, two of the loss change, two of forecasts, rank, trace, two of movement, pipeline, three of its
+        # axes, three of the bounds, two of neural collapse, similarity, two of points, exponents, seven of objectives
+        assert len(last) == 30
         tab.page.locator(".step").fill("0")
         tab.settle()
         assert step_name.inner_text() == "step 0"
