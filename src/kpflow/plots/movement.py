@@ -40,7 +40,7 @@ def kernel_movement(record: Record, *, width: float = WIDE) -> Figure:
     if "since" not in record.coords:
         raise ValueError("`record` must name the checkpoints compared with in a coordinate `since`; got none.")
     columns = 1 if is_narrow(width) else 2
-    figure, axes = grid(width, columns, 2 // columns, panel_height=2.4, legend_rows=1)
+    figure, axes = grid(width, columns, 2 // columns, panel_height=2.4, legend_rows=3 - columns)
     lines = []
     for axis, table in zip(axes.flat, tables, strict=True):
         name = str(table.name)
@@ -49,7 +49,7 @@ def kernel_movement(record: Record, *, width: float = WIDE) -> Figure:
         panel(axis, title=PANELS[name])
         mark_missing(axis, table["step"].values, covered_steps(table))
         step_axis(axis, table["step"].values)
-    legend(figure, lines, width)
+    legend(figure, lines, width, columns=columns)
     return figure
 
 
